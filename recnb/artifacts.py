@@ -1,0 +1,207 @@
+"""Run folders, manifests and atomic writes: how one stage hands its results to the next.
+
+A stage writes into ``<run>/<stage>/``; its last act is ``manifest.json`` with the parameters, seeds, versions,
+wall time and the sha256 of every input and output. Only a stage whose manifest matches its files counts as done.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from recnb import RecnbError
+from recnb.profile import STAGES, load, root, save
+
+PACKAGES = ["torch", "transformers", "trl", "peft", "datasets", "papermill", "snakemake", "numpy", "pandas"]
+
+
+def sha256(path):
+    """Hex digest of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a temporary name beside ``path``; rename it onto ``path`` on success, remove it on failure.
+
+    Works for a file or a folder: the caller creates either at the temporary name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part-{os.getpid()}")
+    _remove(temporary)
+    try:
+        yield temporary
+        if path.is_dir():
+            _remove(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        _remove(temporary)
+        raise RecnbError(f"cannot write {path}: {error.strerror or error}") from error
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def write_json(path, value):
+    """Write JSON atomically, keys in the given order."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def runs_folder():
+    """Where runs are kept: ``RECNB_RUNS`` or ``papermill_runs`` of the checkout."""
+    return Path(os.environ["RECNB_RUNS"]) if os.environ.get("RECNB_RUNS") else root() / "papermill_runs"
+
+
+def fingerprint(profile, stage):
+    """Hash of everything a stage depends on through the profile: its knobs and those of the stages before it."""
+    upto = STAGES[: STAGES.index(stage) + 1]
+    knobs = json.dumps([profile.stage_knobs(name) for name in upto], sort_keys=True)
+    return hashlib.sha256(knobs.encode()).hexdigest()
+
+
+class Stage:
+    """One stage of one run: its folder, its inputs, its manifest.
+
+    Used by every notebook: ``stage = open_stage("02_teacher", profile, run)`` in the first cell and
+    ``stage.finish(numbers)`` in the last.
+    """
+
+    def __init__(self, name, profile, run_folder):
+        self.name, self.profile, self.run_folder = name, profile, Path(run_folder)
+        self.folder = self.run_folder / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "manifest.json").unlink(missing_ok=True)
+        self.started = time.time()
+        self.inputs = {}
+
+    def input(self, stage, file):
+        """Path of a file that an earlier stage made, checked against that stage's manifest."""
+        folder = self.run_folder / stage
+        manifest = read_manifest(folder, stage)
+        if manifest["fingerprint"] != fingerprint(self.profile, stage):
+            raise RecnbError(f"{folder} was made with other knobs: run notebook {stage} again with this profile")
+        expected = manifest["outputs"].get(file)
+        if expected is None:
+            raise RecnbError(f"{folder}/manifest.json does not list {file}: run notebook {stage} again")
+        if not (folder / file).is_file() or sha256(folder / file) != expected:
+            raise RecnbError(f"{folder / file} is missing or was changed: run notebook {stage} again")
+        self.inputs[f"{stage}/{file}"] = expected
+        return folder / file
+
+    def input_folder(self, stage, folder):
+        """Like ``input`` for a folder (a model): every listed file under it is checked."""
+        files = read_manifest(self.run_folder / stage, stage)["outputs"]
+        names = [name for name in files if name.startswith(folder + "/")]
+        if not names:
+            raise RecnbError(f"{self.run_folder / stage}/manifest.json lists no {folder}/: run notebook {stage} again")
+        for name in names:
+            self.input(stage, name)
+        return self.run_folder / stage / folder
+
+    def finish(self, numbers=None):
+        """Write the manifest. ``numbers`` are the stage's headline results; returns the manifest."""
+        outputs = {
+            path.relative_to(self.folder).as_posix(): sha256(path)
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and not _scratch(path.relative_to(self.folder))
+        }
+        manifest = {
+            "stage": self.name,
+            "fingerprint": fingerprint(self.profile, self.name),
+            "knobs": self.profile.stage_knobs(self.name),
+            "numbers": numbers or {},
+            "wall_seconds": round(time.time() - self.started, 1),
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "commit": git_commit(),
+            "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+            "hardware": hardware(),
+            "inputs": self.inputs,
+            "outputs": outputs,
+        }
+        write_json(self.folder / "manifest.json", manifest)
+        return manifest
+
+
+def _scratch(relative):
+    return relative.name == "manifest.json" or "checkpoints" in relative.parts or relative.name.startswith(".")
+
+
+def open_stage(name, profile, run, overrides=None):
+    """Start a stage in a notebook: load the profile, choose the run's folder, clear an old manifest.
+
+    Args:
+        name: a name of ``STAGES``.
+        profile: name or path of a profile.
+        run: name of the run, a folder under ``runs_folder()``.
+        overrides: knobs to change, ``{"section.key": value}``.
+    """
+    resolved = load(profile, overrides)
+    folder = runs_folder() / run
+    stage = Stage(name, resolved, folder)
+    save(resolved, folder / "profile.yaml")
+    return stage
+
+
+def read_manifest(folder, stage):
+    """The manifest of a finished stage; an error names what to run if there is none."""
+    path = Path(folder) / "manifest.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecnbError(f"{path} does not exist: run notebook {stage} first") from None
+    except json.JSONDecodeError as error:
+        raise RecnbError(f"{path} is damaged ({error}): run notebook {stage} again") from error
+
+
+def is_done(profile, stage, run_folder):
+    """True if the stage's manifest was made with these knobs and every output is on disk, unchanged."""
+    folder = Path(run_folder) / stage
+    try:
+        manifest = read_manifest(folder, stage)
+    except RecnbError:
+        return False
+    if manifest.get("fingerprint") != fingerprint(profile, stage):
+        return False
+    return all((folder / n).is_file() and sha256(folder / n) == h for n, h in manifest["outputs"].items())
+
+
+def git_commit():
+    """Commit of the checkout, with ``-dirty`` when tracked files differ; ``unknown`` outside git."""
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=root(), capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD").strip() + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def hardware():
+    """Processor, cores, memory and accelerators, for the manifest."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if sys.platform != "win32" else 0
+    return {"cpu": platform.machine(), "cores": os.cpu_count(), "memory_gib": round(memory / 2**30), "gpus": gpus}

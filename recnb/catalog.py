@@ -1,0 +1,103 @@
+"""The catalogue: what can be recommended, under which unique title, in which categories."""
+
+import difflib
+import html
+import re
+import unicodedata
+
+import pandas as pd
+
+from recnb import RecnbError
+
+ARTICLES = ("The", "A", "An", "Les", "Le", "La", "Il", "Der", "Das", "Die", "El", "L'", "Los", "Las", "O")
+
+
+def clean_title(raw):
+    """A title as people write it, on one line, safe to stand in a prompt between single quotes.
+
+    HTML entities are decoded and tags dropped, control characters and newlines become spaces, a trailing article
+    comes first ("Usual Suspects, The" -> "The Usual Suspects").
+    """
+    text = html.unescape(str(raw))
+    text = re.sub(r"</?[a-zA-Z][^<>]*>", " ", text)
+    text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    text = re.sub(r"\s+", " ", text).strip()
+    match = re.fullmatch(rf"(.+), ({'|'.join(ARTICLES)})(?= \(|$)(.*)", text)
+    if match:
+        body, article, rest = match.groups()
+        text = f"{article}{'' if article.endswith(chr(39)) else ' '}{body}{rest}"
+    return text
+
+
+def unique_titles(titles):
+    """Titles made unique by appending " (2)", " (3)", ... to later ones; compared without regard to case.
+
+    Raises:
+        RecnbError: an empty title, with its row.
+    """
+    taken, result = set(), []
+    for row, title in enumerate(titles, start=1):
+        if not title:
+            raise RecnbError(f"row {row}: empty title")
+        candidate, n = title, 2
+        while candidate.casefold() in taken:
+            candidate, n = f"{title} ({n})", n + 1
+        taken.add(candidate.casefold())
+        result.append(candidate)
+    return result
+
+
+class Catalog:
+    """N items with ids 1..N (0 is padding).
+
+    Attributes:
+        titles: list of N+1 strings, ``titles[0] == ""``.
+        categories: list of N+1 frozensets of category names, ``categories[0]`` empty.
+        names: every category, sorted.
+    """
+
+    def __init__(self, titles, categories):
+        if len(titles) != len(categories):
+            raise RecnbError(f"{len(titles)} titles but {len(categories)} category sets")
+        if not any(categories):
+            raise RecnbError("no item has a category: controls need at least one category column with values")
+        self.titles = ["", *titles]
+        self.categories = [frozenset(), *(frozenset(c) for c in categories)]
+        self.names = sorted(set().union(*self.categories))
+        self._ids = {title.casefold(): i for i, title in enumerate(self.titles) if i}
+        self._members = {name: set() for name in self.names}
+        for item, names in enumerate(self.categories):
+            for name in names:
+                self._members[name].add(item)
+        if len(self._ids) != len(titles):
+            raise RecnbError("titles are not unique: pass them through unique_titles first")
+
+    def __len__(self):
+        return len(self.titles) - 1
+
+    def find(self, title):
+        """Item id of an exact title (case and outer blanks do not count), or None."""
+        return self._ids.get(title.strip().casefold())
+
+    def members(self, category):
+        """Set of the ids in a category.
+
+        Raises:
+            RecnbError: no such category, with the nearest names.
+        """
+        try:
+            return self._members[category]
+        except KeyError:
+            close = difflib.get_close_matches(str(category), self.names, n=3, cutoff=0.4) or self.names[:5]
+            raise RecnbError(f"no category {category!r} in the catalogue; nearest: {', '.join(close)}") from None
+
+    def to_parquet(self, path):
+        """Write one row an item: item, title, categories."""
+        rows = [(i, self.titles[i], sorted(self.categories[i])) for i in range(1, len(self) + 1)]
+        pd.DataFrame(rows, columns=["item", "title", "categories"]).to_parquet(path, index=False)
+
+    @classmethod
+    def from_parquet(cls, path):
+        """Read what ``to_parquet`` wrote."""
+        frame = pd.read_parquet(path)
+        return cls(list(frame["title"]), [set(c) for c in frame["categories"]])

