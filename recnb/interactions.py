@@ -29,14 +29,13 @@ def k_core(log, k):
 
 
 def time_order(log):
-    """Sort by user, then time; ties keep the order of item ids as numbers (as text where they are not numbers).
+    """Sort by user, then time; interactions of the same second keep the order of the source file.
 
-    MovieLens stamps whole seconds and many ratings share one, so the tie-break decides the order. File order is
-    arbitrary there; the item id is a rule that anybody can apply again.
+    MovieLens stamps whole seconds and many ratings of a user share one, so the tie-break decides which item is the
+    test target. File order is arbitrary but unbiased: ordering ties by item id would make the target always the
+    highest id, which in MovieLens is the rarest film, and halves the accuracy of the popularity baseline.
     """
-    numeric = pd.to_numeric(log["item"], errors="coerce")
-    key = numeric if numeric.notna().all() else log["item"].astype(str)
-    return log.assign(_key=key).sort_values(["user", "timestamp", "_key"], kind="stable").drop(columns="_key")
+    return log.sort_values(["user", "timestamp"], kind="stable")
 
 
 @dataclass

@@ -101,6 +101,8 @@ class Model(Section):
     package; anything else = a Hub id or a local folder."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the model's weights."""
+    autocast: bool = True
+    """Matrix products of base, SL and RL training in bfloat16; weights and sums stay float32."""
     width: int = Field(128, ge=8)
     """mini: size of the hidden vectors."""
     layers: int = Field(3, ge=1)

@@ -1,0 +1,217 @@
+"""Making the instruction set: counts of Table 8, samples drawn from training histories, streamed to Parquet."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recnb import RecnbError
+from recnb.artifacts import atomic_path
+from recnb.controls import About, Exclude, Include, NoControl, Search
+from recnb.instructions.chat_mix import conversations
+from recnb.instructions.labels import draw_control, frequent_other_category, ranked_items
+from recnb.instructions.templates import numbered, render
+from recnb.requests import Request
+
+SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("user", pa.int32()),
+        ("k", pa.int32()),
+        ("control", pa.string()),
+        ("history", pa.list_(pa.int32())),
+        ("seen", pa.list_(pa.int32())),
+        ("target", pa.int32()),
+        ("labels", pa.list_(pa.int32())),
+        ("prompt", pa.string()),
+        ("completion", pa.string()),
+    ]
+)
+ATTEMPTS = 50
+"""A sample that has no legal list is drawn again, at most this often."""
+
+
+def table8(knobs, users, items):
+    """How many samples of each task: Table 8's rule, or the profile's numbers.
+
+    Args:
+        knobs: the ``instructions`` section of a profile.
+        users: number of users (one I0, I1 and I2 sample each, unless the profile says more).
+        items: number of items (one I3 sample each).
+    """
+    sequential, category = knobs.sequential or users, knobs.category or users
+    proportion, search = knobs.proportion or users, knobs.search or items
+    third = proportion // 3
+    counts = {"I0": sequential, "I1+": category - category // 2, "I1-": category // 2,
+              "I2<=": third, "I2>=": third, "I2~": proportion - 2 * third, "I3": search}  # fmt: skip
+    total = sum(counts.values())
+    return counts | {"I4": round(total * knobs.chat_share / (1 - knobs.chat_share))}
+
+
+def synthesize(histories, catalog, teacher, knobs, data_knobs, seed, batch=512):
+    """Yield the samples of the training set in random order, as dicts of ``SCHEMA``."""
+    rng = np.random.default_rng([seed, 103])
+    counts = table8(knobs, len(histories), len(catalog))
+    tasks = np.repeat(list(counts), list(counts.values()))
+    rng.shuffle(tasks)
+    users = np.array([u for u in range(len(histories)) if len(histories.train(u)) >= 2])
+    if not len(users):
+        raise RecnbError("no user has two training interactions: nothing to make instructions from")
+    if max(knobs.k_max, 1) > len(catalog):
+        raise RecnbError(f"instructions.k_max ({knobs.k_max}) is larger than the catalogue ({len(catalog)} items)")
+    chat = iter(_endless(conversations(data_knobs.dataset, knobs.chat_words, counts["I4"], rng)))
+    for start in range(0, len(tasks), batch):
+        chunk = tasks[start : start + batch]
+        places = [_place(histories, users, rng) for _ in chunk]
+        scores = teacher.scores([histories.train(u)[:t] for u, t in places])
+        for task, place, score in zip(chunk, places, scores, strict=True):
+            if task == "I4":
+                yield _chat_sample(*next(chat))
+            elif task == "I3":
+                yield _search_sample(catalog, knobs, rng)
+            else:
+                yield _history_sample(task, place, score, histories, catalog, teacher, users, knobs, data_knobs, rng)
+
+
+def _endless(pairs):
+    while pairs:
+        yield from pairs
+
+
+def _place(histories, users, rng):
+    """A user and the position of the target within the training part."""
+    user = int(rng.choice(users))
+    return user, int(rng.integers(1, len(histories.train(user))))
+
+
+def _history_sample(task, place, score, histories, catalog, teacher, users, knobs, data_knobs, rng):
+    for _ in range(ATTEMPTS):
+        user, position = place
+        train = histories.train(user)
+        seen, target = train[:position], int(train[position])
+        ranked = ranked_items(score, seen, target)
+        control = draw_control(task, ranked, target, catalog, rng)
+        k = int(rng.integers(1, knobs.k_max + 1))
+        labels = control.select(ranked, k, catalog) if control else None
+        if labels:
+            history = seen[-data_knobs.history_length :].tolist()
+            candidates = None
+            if task in ("I0", "I1+", "I1-") and rng.random() < knobs.candidate_share:
+                candidates = _candidates(labels, ranked, knobs.candidates, rng)
+            prompt = render(control, history, k, catalog, rng, candidates)
+            return _row(task, user, k, control, history, seen.tolist(), target, labels, prompt, catalog)
+        place = _place(histories, users, rng)
+        score = teacher.scores([histories.train(place[0])[: place[1]]])[0]
+    raise RecnbError(f"no legal label list for task {task} in {ATTEMPTS} draws: is the catalogue too small for its categories?")
+
+
+def _search_sample(catalog, knobs, rng):
+    for _ in range(ATTEMPTS):
+        name = str(rng.choice(catalog.names))
+        positive = rng.random() < 0.5
+        control = Search(name) if positive else Exclude(name)
+        members = catalog.members(name)
+        pool = sorted(members) if positive else [i for i in range(1, len(catalog) + 1) if i not in members]
+        k = int(rng.integers(1, knobs.k_max + 1))
+        if len(pool) < k:
+            continue
+        labels = [int(i) for i in rng.choice(pool, size=k, replace=False)]
+        candidates = None
+        if rng.random() < knobs.candidate_share:
+            wrong = [i for i in range(1, len(catalog) + 1) if (i in members) != positive]
+            candidates = _candidates(labels, wrong, knobs.candidates, rng)
+        prompt = render(control, [], k, catalog, rng, candidates)
+        return _row("I3", -1, k, control, [], [], -1, labels, prompt, catalog)
+    raise RecnbError(f"no category has enough items for a search in {ATTEMPTS} draws: lower instructions.k_max")
+
+
+def _candidates(labels, pool, size, rng):
+    """The labels and random others of ``pool``, shuffled."""
+    others = [i for i in pool if i not in set(labels)]
+    fill = rng.choice(others, size=min(len(others), max(size - len(labels), 0)), replace=False).tolist()
+    return rng.permutation(labels + fill).astype(int).tolist()
+
+
+def _row(task, user, k, control, history, seen, target, labels, prompt, catalog):
+    return {"task": task, "user": user, "k": k, "control": json.dumps(control.to_json()), "history": history,
+            "seen": seen, "target": target, "labels": labels, "prompt": prompt,
+            "completion": numbered(labels, catalog)}  # fmt: skip
+
+
+def _chat_sample(prompt, answer):
+    return {"task": "I4", "user": -1, "k": 0, "control": "", "history": [], "seen": [], "target": -1, "labels": [],
+            "prompt": prompt, "completion": answer}  # fmt: skip
+
+
+def write(samples, path, chunk=4096):
+    """Stream samples to Parquet, atomically; returns the number of each task."""
+    counts = {}
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+        rows = []
+        for row in samples:
+            counts[row["task"]] = counts.get(row["task"], 0) + 1
+            rows.append(row)
+            if len(rows) == chunk:
+                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                rows = []
+        writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+    return counts
+
+
+def heldout_requests(kind, users, split, histories, catalog, teacher, data_knobs, seed, k=10):
+    """Requests about held-out targets, as 3.2 sets them up.
+
+    Args:
+        kind: "I0", or a function ``category -> Control`` with the attribute ``category_of`` "target" or "other".
+        users: ids of the users asked for.
+        split: "test" or "validation".
+        k: a number, or a sequence with one a user.
+
+    Returns:
+        List of ``Request``; users whose target gives no category are left out.
+    """
+    histories_seen = [histories.seen(u, split) for u in users]
+    scores = teacher.scores(histories_seen)
+    requests = []
+    for row, user in enumerate(users):
+        rng = np.random.default_rng([seed, 104, int(user)])
+        seen, target = histories_seen[row], histories.target(user, split)
+        control = NoControl()
+        if kind != "I0":
+            make, category_of = kind
+            if category_of == "target":
+                own = sorted(catalog.categories[target])
+                name = str(rng.choice(own)) if own else None
+            else:
+                top = [i for i in ranked_items(scores[row], seen, None)[:10]]
+                name = frequent_other_category(top, target, catalog, rng)
+            if name is None:
+                continue
+            control = make(name)
+        wanted = int(k if np.isscalar(k) else k[row])
+        history = tuple(int(i) for i in seen[-data_knobs.history_length :])
+        requests.append(Request(int(user), history, tuple(int(i) for i in seen), control, wanted, target))
+    return requests
+
+
+def validation_samples(histories, catalog, teacher, knobs, data_knobs, seed):
+    """The four validation tasks of 3.1.1 (I0, I1+, I1-, about 50 %), k = 10, with teacher-made labels."""
+    rng = np.random.default_rng([seed, 105])
+    size = min(knobs.validation_users, len(histories))
+    users = sorted(rng.choice(len(histories), size=size, replace=False).tolist())
+    kinds = {"I0": "I0", "I1+": (Include, "target"), "I1-": (Exclude, "other"), "I2~": (_about_half, "target")}
+    for task, kind in kinds.items():
+        requests = heldout_requests(kind, users, "validation", histories, catalog, teacher, data_knobs, seed)
+        scores = teacher.scores([r.seen for r in requests])
+        for request, score in zip(requests, scores, strict=True):
+            ranked = ranked_items(score, request.seen, request.target)
+            labels = request.control.select(ranked, request.k, catalog)
+            if labels:
+                prompt = render(request.control, request.history, request.k, catalog, rng)
+                yield _row(task, request.user, request.k, request.control, list(request.history), list(request.seen),
+                           request.target, labels, prompt, catalog)  # fmt: skip
+
+
+def _about_half(name):
+    return About(name, "1/2")

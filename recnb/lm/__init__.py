@@ -1,0 +1,1 @@
+"""The language model: tokenizer, base, adapters, generation, the catalogue automaton, parsing."""

@@ -1,0 +1,121 @@
+"""The base of the mini model: plain next-token training on what needs no instruction.
+
+Five kinds of text: histories in quotes, histories as numbered lists, facts about one title, lists of a category's
+titles, and conversations. No request of any user, no control, no teacher: what comes out is this kit's "untouched
+language model", the zero-shot row of every table.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from recnb.instructions.templates import numbered, quoted
+from recnb.lm.losses import repeated_mass, unlikelihood
+
+MIX = {"history": 0.35, "numbered": 0.35, "members": 0.2, "fact": 0.05, "chat": 0.05}
+"""Shares of the kinds of text."""
+LONGEST_LIST = 15
+
+
+def draw_text(kind, histories, catalog, chat, window, rng):
+    """One text of a kind."""
+    if kind == "fact":
+        item = int(rng.integers(1, len(catalog) + 1))
+        return f"{quoted([item], catalog)} is {', '.join(sorted(catalog.categories[item])) or 'of no category'}."
+    if kind == "members":
+        name = str(rng.choice(catalog.names))
+        members = sorted(catalog.members(name))
+        k = int(rng.integers(1, min(LONGEST_LIST, len(members)) + 1))
+        items = rng.choice(members, size=k, replace=False)
+        return f"A list of '{name}' titles with {k} different items.\nOutput: {numbered(items, catalog)}"
+    if kind == "chat" and chat:
+        prompt, answer = chat[rng.integers(len(chat))]
+        return f"Instruction: {prompt}\nOutput: {answer}"
+    sequence = histories.train(rng.integers(len(histories)))
+    if kind == "numbered":
+        k = int(rng.integers(1, LONGEST_LIST + 1))
+        start = int(rng.integers(0, max(1, len(sequence) - k)))
+        before, items = sequence[max(0, start - 10) : start], sequence[start : start + k]
+        lead = f"The historical interactions are provided as follows: {quoted(before, catalog)}. " if len(before) else ""
+        return f"{lead}A list with {len(items)} different items.\nOutput: {numbered(items, catalog)}"
+    start = int(rng.integers(0, max(1, len(sequence) - window)))
+    return f"The historical interactions are provided as follows: {quoted(sequence[start : start + window], catalog)}."
+
+
+def train_base(model, codec, titles, histories, catalog, chat, knobs, seed, log=lambda row: None, max_tokens=256,
+               autocast=True):  # fmt: skip
+    """Train a mini model in place.
+
+    Args:
+        model: ``mini_model``.
+        titles: title token of each item [N+1] (``title_tokens``), or None with sub-word titles.
+        knobs: the ``base`` section of a profile.
+        log: called with a dict every 50 steps.
+        autocast: matrix products in bfloat16.
+    """
+    rng = np.random.default_rng([seed, 106])
+    kinds, shares = list(MIX), list(MIX.values())
+    column = None
+    if titles is not None:
+        column = torch.full((model.config.vocab_size,), -1)
+        column[torch.tensor(titles[1:])] = torch.arange(len(titles) - 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, knobs.learning_rate, total_steps=max(knobs.steps, 2), pct_start=0.05)
+    model.train()
+    bos, running = codec.tokenizer.bos_token_id, []
+    for step in range(1, knobs.steps + 1):
+        texts = [draw_text(k, histories, catalog, chat, knobs.history_window, rng)
+                 for k in rng.choice(kinds, size=knobs.batch_size, p=shares)]  # fmt: skip
+        rows = [[bos, *codec.answer(text)][:max_tokens] for text in texts]
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast):
+            loss = base_loss(model, rows, codec.pad, column, knobs.repeat_weight)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        running.append(loss.item())
+        if step % 50 == 0 or step == knobs.steps:
+            log({"step": step, "loss": float(np.mean(running))})
+            running = []
+    return model.eval()
+
+
+def base_loss(model, rows, pad, column, repeat_weight):
+    """Next-token loss of token rows, with the unlikelihood term over earlier titles.
+
+    Args:
+        rows: lists of token ids.
+        column: int [V], position of each title token among the titles or -1; None = no term.
+    """
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), pad)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+    real = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
+    keep = real[:, 1:]
+    states = model.model(input_ids=ids, attention_mask=real.long()).last_hidden_state[:, :-1][keep]
+    logits, targets = model.lm_head(states).float(), ids[:, 1:][keep]
+    loss = F.cross_entropy(logits, targets)
+    if repeat_weight and column is not None:
+        due = column[targets] >= 0
+        sample = keep.nonzero()[:, 0][due]
+        none = torch.zeros(len(rows), int(column.max()) + 1, dtype=torch.bool)
+        mass = repeated_mass(torch.log_softmax(logits[due][:, column >= 0], -1), sample, column[targets[due]], none)
+        loss = loss + repeat_weight * unlikelihood(mass)
+    return loss
+
+
+def title_vectors(model, titles, teacher):
+    """Start title embeddings as the teacher's item vectors, scaled to the size of the other tokens' vectors.
+
+    Args:
+        model: mini model, changed in place.
+        titles: title token of each item [N+1].
+        teacher: trained ``Teacher``; its width may be smaller than the model's (the rest stays as it was).
+    """
+    vectors = teacher.model.item.weight.detach()[1:]
+    table = model.get_input_embeddings().weight
+    with torch.no_grad():
+        scale = table.std() / vectors.std()
+        table[torch.tensor(titles[1:]), : vectors.shape[1]] = vectors * scale

@@ -1,0 +1,126 @@
+"""The catalogue automaton: which token may come next if the answer shall be k different unseen titles of the catalogue.
+
+All titles form a trie over tokens. ``left[node]`` counts the titles below a node that are still allowed for a row; a child
+is allowed while its count is positive. Banning a title (seen, or already listed) lowers the counts on its path.
+"""
+
+import numpy as np
+
+from recnb import RecnbError
+
+
+class CatalogAutomaton:
+    """Tokens of all titles and list numbers for one tokenizer; shared by all rows."""
+
+    def __init__(self, codec, catalog, longest=20):
+        encode = lambda text: codec.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+        self.eos, self.longest = codec.eos, longest
+        lines = codec.tokenizer([f"1. {t}" for t in catalog.titles[1:]], add_special_tokens=False)["input_ids"]
+        first = _common_prefix(lines)
+        self.titles = [line[len(first) :] for line in lines]
+        one, two = catalog.titles[1], catalog.titles[2]
+        head = encode(f"1. {one}")
+        self.numbers = [first]
+        for n in range(2, longest + 1):
+            tails = [encode(f"1. {one}\n{n}. {t}")[len(head) :] for t in (one, two, catalog.titles[-1])]
+            self.numbers.append(_common_prefix([*tails, tails[0][: len(tails[0]) - len(self.titles[0])]]))
+        probe = [1, 2, len(catalog)]
+        joined = [t for n, i in enumerate(probe) for t in self.numbers[n] + self.titles[i - 1]]
+        text = "\n".join(f"{n}. {catalog.titles[i]}" for n, i in enumerate(probe, start=1))
+        if joined != encode(text):
+            raise RecnbError("this tokenizer merges tokens across list lines: constrained decoding cannot use it")
+        self._build()
+
+    def _build(self):
+        children, self.item_at, self.paths = [{}], [0], [()]
+        for item, tokens in enumerate(self.titles, start=1):
+            node, path = 0, [0]
+            for token in tokens:
+                if token not in children[node]:
+                    children[node][token] = len(children)
+                    children.append({})
+                    self.item_at.append(0)
+                node = children[node][token]
+                path.append(node)
+            self.item_at[node] = item
+            self.paths.append(np.array(path))
+        self.children = children
+        self.child_tokens = [np.fromiter(c.keys(), dtype=np.int64, count=len(c)) for c in children]
+        self.child_nodes = [np.fromiter(c.values(), dtype=np.int64, count=len(c)) for c in children]
+        self.total = np.zeros(len(children), dtype=np.int32)
+        for path in self.paths[1:]:
+            self.total[path] += 1
+
+    def start(self, k, banned):
+        """State of one row: a list of ``k`` titles, none of the item ids in ``banned``.
+
+        Raises:
+            RecnbError: fewer than k titles are left, or k is longer than the automaton was built for.
+        """
+        if k > self.longest:
+            raise RecnbError(f"constrained decoding was set up for lists of at most {self.longest}, asked for {k}")
+        state = RowState(self, k)
+        for item in set(banned):
+            state.ban(item)
+        if state.left[0] < k:
+            raise RecnbError(f"{k} titles asked for, but only {state.left[0]} of the catalogue are unseen")
+        return state
+
+
+class RowState:
+    """Where one row stands in the automaton."""
+
+    def __init__(self, automaton, k):
+        self.a, self.k, self.n = automaton, k, 0
+        self.left = automaton.total.copy()
+        self.queue = list(automaton.numbers[0])  # tokens of the list number still to come
+        self.node, self.done = 0, False
+
+    def ban(self, item):
+        """The item may not come (again)."""
+        self.left[self.a.paths[item]] -= 1
+
+    def allowed(self):
+        """Token ids that may come next, as an int array."""
+        if self.done:
+            return np.array([self.a.eos])
+        if self.queue:
+            return np.array([self.queue[0]])
+        nodes = self.a.child_nodes[self.node]
+        tokens = self.a.child_tokens[self.node][self.left[nodes] > 0]
+        if self._complete():
+            after = self.a.eos if self.n + 1 == self.k else self.a.numbers[self.n + 1][0]
+            tokens = np.append(tokens, after)
+        return tokens
+
+    def _complete(self):
+        """The tokens so far are a whole allowed title (longer titles below the node do not count)."""
+        item = self.a.item_at[self.node]
+        return bool(item) and self.left[self.node] > self.left[self.a.child_nodes[self.node]].sum()
+
+    def advance(self, token):
+        """Take the token that was chosen; it must be an allowed one."""
+        if self.done:
+            return
+        if self.queue:
+            self.queue.pop(0)
+            return
+        if token in self.a.children[self.node]:
+            self.node = self.a.children[self.node][token]
+            return
+        self.ban(self.a.item_at[self.node])
+        self.n, self.node = self.n + 1, 0
+        if self.n == self.k:
+            self.done = True
+        else:
+            self.queue = list(self.a.numbers[self.n][1:])
+
+
+def _common_prefix(rows):
+    prefix = rows[0]
+    for row in rows[1:]:
+        n = 0
+        while n < min(len(prefix), len(row)) and prefix[n] == row[n]:
+            n += 1
+        prefix = prefix[:n]
+    return list(prefix)

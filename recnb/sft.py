@@ -1,0 +1,169 @@
+"""The SL stage (2.2): LoRA fine-tuning on the instruction set with trl's SFTTrainer, loss on the completion only."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from recnb import RecnbError
+from recnb.lm.losses import repeated_mass, unlikelihood
+
+
+def encode(frame, codec, max_tokens):
+    """Tokenised samples: columns input_ids and completion_mask (1 on the answer and its end token).
+
+    Raises:
+        RecnbError: a sample longer than ``max_tokens``, with its row.
+    """
+    rows, masks = [], []
+    for row, (prompt, completion) in enumerate(zip(frame["prompt"], frame["completion"], strict=True)):
+        question, answer = codec.prompt(prompt), codec.answer(completion)
+        if len(question) + len(answer) > max_tokens:
+            raise RecnbError(
+                f"instruction {row} has {len(question) + len(answer)} tokens, more than sft.max_tokens ({max_tokens}): "
+                "raise it, or lower data.history_length or instructions.candidates"
+            )
+        rows.append(question + answer)
+        masks.append([0] * len(question) + [1] * len(answer))
+    return Dataset.from_dict({"input_ids": rows, "completion_mask": masks})
+
+
+class CompletionTrainer(SFTTrainer):
+    """SFTTrainer whose LM head scores only the places that carry loss, with the optional unlikelihood term.
+
+    On a CPU trl scores every position of prompt and answer; ``logits_to_keep`` with a mask gives the same loss from the
+    answer's positions alone.
+
+    Args:
+        title_column: int [V], position of each title token among the titles or -1; None without whole titles.
+        repeat_weight: weight of the unlikelihood term.
+    """
+
+    def __init__(self, *args, title_column=None, repeat_weight=0.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.title_column, self.repeat_weight = title_column, repeat_weight
+        self.model_accepts_loss_kwargs = False  # the mean over this batch's answer tokens, pieces weighted alike
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs["labels"]
+        keep = torch.zeros_like(labels, dtype=torch.bool)
+        keep[:, :-1] = labels[:, 1:].ne(-100)
+        targets = labels[:, 1:][keep[:, :-1]]
+        out = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=keep,
+                    use_cache=False)  # fmt: skip
+        logits = out.logits.reshape(-1, out.logits.shape[-1]).float()
+        loss = torch.nn.functional.cross_entropy(logits, targets)
+        if model.training and self.repeat_weight and self.title_column is not None:
+            loss = loss + self.repeat_weight * self._repeats(logits, targets, inputs["input_ids"], labels, keep)
+        return (loss, out) if return_outputs else loss
+
+    def _repeats(self, logits, targets, ids, labels, keep):
+        column = self.title_column.to(ids.device)
+        due = column[targets] >= 0
+        if not due.any():
+            return logits.sum() * 0
+        shown = column[ids].masked_fill(labels.ne(-100), -1)  # titles of the prompt alone
+        history = torch.zeros(len(ids), int(column.max()) + 2, dtype=torch.bool, device=ids.device)
+        history.scatter_(1, shown.clamp(min=-1) + 1, True)
+        sample = keep.nonzero()[:, 0][due]
+        log_probs = torch.log_softmax(logits[due], -1)[:, column >= 0]
+        return unlikelihood(repeated_mass(log_probs, sample, column[targets[due]], history[:, 1:]))
+
+
+class History(TrainerCallback):
+    """Keeps every logged number and calls ``show(row)`` (a live plot, a progress line)."""
+
+    def __init__(self, show):
+        self.show = show
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.show({"step": state.global_step, "of": state.max_steps, **logs})
+
+
+def title_column(titles, vocabulary):
+    """int [V]: position of each title token among the titles, -1 elsewhere; None for ``titles`` None."""
+    if titles is None:
+        return None
+    column = torch.full((vocabulary,), -1)
+    column[torch.tensor(titles[1:])] = torch.arange(len(titles) - 1)
+    return column
+
+
+def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show=lambda row: None, autocast=True):
+    """Fine-tune and save a PEFT adapter (or, with rank 0, the whole model).
+
+    An interrupted training continues from its last checkpoint under ``folder/checkpoints``.
+
+    Args:
+        model: base model.
+        train, validation: DataFrames with columns prompt and completion.
+        titles: title token of each item (``title_tokens``) or None.
+        knobs: the ``sft`` section of a profile.
+        folder: receives ``adapter/`` and ``log.json``.
+        show: called with every logged row.
+        autocast: matrix products in bfloat16.
+
+    Returns:
+        ``(model, rows)``: the tuned model and the logged rows.
+    """
+    folder = Path(folder)
+    torch.manual_seed(seed)
+    data = encode(train, codec, knobs.max_tokens)
+    held = encode(validation, codec, knobs.max_tokens)
+    steps = max(1, int(np.ceil(len(data) / knobs.batch_size) * knobs.epochs))
+    rank = knobs.rank
+    peft = lora(rank, knobs.alpha, knobs.train_embeddings) if rank else None
+    arguments = SFTConfig(
+        output_dir=str(folder / "checkpoints"), per_device_train_batch_size=knobs.batch_size // knobs.accumulation,
+        gradient_accumulation_steps=knobs.accumulation, per_device_eval_batch_size=64, max_steps=steps,
+        learning_rate=knobs.learning_rate, lr_scheduler_type="cosine", warmup_steps=max(1, steps // 40),
+        max_length=None, gradient_checkpointing=False, bf16=autocast, use_cpu=not torch.cuda.is_available(),
+        eval_strategy="steps", eval_steps=max(1, steps // knobs.evaluations), logging_steps=max(1, steps // 100),
+        save_strategy="steps", save_steps=max(1, steps // knobs.checkpoints), save_total_limit=2, seed=seed,
+        disable_tqdm=True, report_to="none", prediction_loss_only=True, dataloader_num_workers=0, weight_decay=0.0,
+        completion_only_loss=True,
+    )  # fmt: skip
+    trainer = CompletionTrainer(
+        model=get_peft_model(model, peft) if peft else model, args=arguments, train_dataset=data, eval_dataset=held,
+        processing_class=codec.tokenizer, callbacks=[History(show)],
+        title_column=title_column(titles, model.config.vocab_size), repeat_weight=knobs.repeat_weight,
+    )  # fmt: skip
+    trainer.remove_callback(_printer())
+    trainer.train(resume_from_checkpoint=latest_checkpoint(folder / "checkpoints"))
+    trainer.model.save_pretrained(folder / "adapter")
+    rows = trainer.state.log_history
+    (folder / "log.json").write_text(json.dumps(rows, indent=1))
+    return trainer.model.eval(), rows
+
+
+def _printer():
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def lora(rank, alpha, embeddings=False):
+    """LoRA on all linear layers of a Llama-like model, the LM head left out."""
+    return LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        modules_to_save=["embed_tokens"] if embeddings else None, ensure_weight_tying=embeddings,
+    )  # fmt: skip
+
+
+def latest_checkpoint(folder):
+    """Path of the newest whole checkpoint, or None. One that was cut off by a kill is passed over."""
+    whole = [p for p in Path(folder).glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
+
+
+def loss_frame(rows):
+    """Logged rows as a DataFrame: step, training loss, validation loss."""
+    frame = pd.DataFrame(rows)
+    return frame[[c for c in ("step", "loss", "eval_loss") if c in frame]]

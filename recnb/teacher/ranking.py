@@ -1,0 +1,104 @@
+"""What the rest of the kit asks a recommender that scores items: scores, top-k lists and ranks."""
+
+import numpy as np
+import torch
+
+
+def pad_left(histories, length):
+    """Histories as an int64 array [B, L], L = the longest (at most ``length``), latest items kept, 0 on the left."""
+    width = max(1, min(length, max((len(h) for h in histories), default=1)))
+    padded = np.zeros((len(histories), width), dtype=np.int64)
+    for row, history in enumerate(histories):
+        tail = np.asarray(history[-width:], dtype=np.int64)
+        padded[row, width - len(tail) :] = tail
+    return padded
+
+
+class Teacher:
+    """A trained SASRec that answers questions about histories."""
+
+    def __init__(self, model):
+        self.model = model.eval()
+
+    @torch.no_grad()
+    def scores(self, histories, batch_size=512):
+        """Score of every item as the next one, float32 [B, N+1]; column 0 (padding) is -inf."""
+        pieces = []
+        for start in range(0, len(histories), batch_size):
+            batch = torch.from_numpy(pad_left(histories[start : start + batch_size], self.model.max_length))
+            pieces.append(self.model.logits(self.model.hidden(batch)[:, -1]))
+        return torch.cat(pieces).numpy()
+
+    def top_k(self, histories, k, allowed):
+        """The k best allowed items of each history, best first.
+
+        Args:
+            histories: B sequences of item ids.
+            k: length of the lists.
+            allowed: bool [B, N+1]; an item that is not allowed is never returned.
+
+        Returns:
+            B int arrays; shorter than k where fewer items are allowed.
+        """
+        return top_k(self.scores(histories), k, allowed)
+
+    def ranks(self, histories, items):
+        """0-based rank of items in the teacher's prediction list, from which the history itself is left out.
+
+        Args:
+            histories: B sequences of item ids.
+            items: B sequences of item ids.
+
+        Returns:
+            B int arrays: how many items outside the history score higher than each item (Rank in Equation 1).
+        """
+        return [ranks(s, h, i) for s, h, i in zip(self.scores(histories), histories, items, strict=True)]
+
+
+def ranks(scores, history, items):
+    """Rank of ``items`` by ``scores`` [N+1], items of ``history`` not counted."""
+    scores = scores.copy()
+    wanted = scores[np.asarray(items, dtype=np.int64)]
+    scores[np.asarray(history, dtype=np.int64)] = -np.inf
+    return (scores[None, :] > wanted[:, None]).sum(1)
+
+
+def top_k(scores, k, allowed):
+    """Like ``Teacher.top_k``, from scores [B, N+1]. Equal scores: the smaller id first."""
+    masked = np.where(allowed, scores, -np.inf)
+    masked[:, 0] = -np.inf
+    order = np.argsort(-masked, axis=1, kind="stable")[:, :k]
+    return [row[np.isfinite(masked[b, row])] for b, row in enumerate(order)]
+
+
+def unseen(seen, items):
+    """Bool [B, N+1]: True for every real item that is not in the row's ``seen``."""
+    allowed = np.ones((len(seen), items + 1), dtype=bool)
+    allowed[:, 0] = False
+    for row, history in enumerate(seen):
+        allowed[row, np.asarray(history, dtype=np.int64)] = False
+    return allowed
+
+
+def leave_one_out(score, histories, split, items, cutoffs=(5, 10)):
+    """HR and NDCG by full ranking, seen items masked.
+
+    Args:
+        score: function of a list of histories that gives [B, N+1].
+        histories: ``Histories``.
+        split: "test" or "validation".
+        items: N.
+
+    Returns:
+        Dict ``{"HR@5": ..., "NDCG@5": ..., ...}`` of arrays with one value a user.
+    """
+    seen = [histories.seen(u, split) for u in range(len(histories))]
+    targets = np.array([histories.target(u, split) for u in range(len(histories))])
+    scores = np.where(unseen(seen, items), score(seen), -np.inf)
+    wanted = scores[np.arange(len(seen)), targets]
+    place = (scores > wanted[:, None]).sum(1)
+    result = {}
+    for k in cutoffs:
+        result[f"HR@{k}"] = (place < k).astype(float)
+        result[f"NDCG@{k}"] = np.where(place < k, 1 / np.log2(place + 2), 0.0)
+    return result
