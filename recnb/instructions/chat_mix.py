@@ -50,12 +50,17 @@ def sharegpt(words, limit):
             if len(turns) < 2 or turns[0].get("from") != "human" or turns[1].get("from") != "gpt":
                 continue
             prompt, answer = turns[0]["value"].strip(), turns[1]["value"].strip()
-            if 3 <= len(prompt.split()) and 3 <= len(answer.split()) and len((prompt + " " + answer).split()) <= words:
-                if _english(prompt) and _english(answer):
-                    pairs.append((prompt, answer))
+            moderate = 3 <= len(prompt.split()) and 3 <= len(answer.split()) and _moderate(prompt + " " + answer, words)
+            if moderate and _english(prompt) and _english(answer):
+                pairs.append((prompt, answer))
             if len(pairs) == limit:
                 break
     return pairs
+
+
+def _moderate(text, words):
+    """At most this many words, and no longer than ordinary words are: code and tables have few blanks."""
+    return len(text.split()) <= words and len(text) <= 8 * words
 
 
 def _english(text):

@@ -1,0 +1,126 @@
+"""PPO's arithmetic on plain tensors: where rewards go, KL, whitening, advantages, losses. Nothing here knows trl.
+
+Shapes: B answers, T token places (padded on the right), ``mask`` float [B, T] is 1 on the answer's tokens.
+"""
+
+import re
+
+import torch
+
+LINE = re.compile(rb"^\s*\d+\s*[.)]\s*(.*?)\s*$")
+
+
+def title_ends(pieces):
+    """Token place at which each listed title ends, found in the sampled tokens themselves.
+
+    Args:
+        pieces: bytes of each token of one answer, in order. A token may hold part of a character, a title's end and
+            the next line's start, or several lines.
+
+    Returns:
+        One place a numbered line with a title, in order, unfinished last line included; the same lines that
+        ``recnb.lm.parsing.titles_of`` reads.
+    """
+    ends, total = [], 0
+    for piece in pieces:
+        total += len(piece)
+        ends.append(total)
+    places, start = [], 0
+    for line in b"".join(pieces).split(b"\n"):
+        match = LINE.match(line)
+        if match and match[1]:
+            last_byte = start + match.end(1) - 1
+            places.append(next(i for i, end in enumerate(ends) if end > last_byte))
+        start += len(line) + 1
+    return places
+
+
+def place_rewards(length, places, item_rewards, list_reward, last):
+    """Equation 6 without its KL term: item rewards at title ends, the list reward on the last token.
+
+    Args:
+        length: T.
+        places: token places from ``title_ends``.
+        item_rewards: one number a place.
+        list_reward: already multiplied by its weight.
+        last: place of the answer's last token.
+
+    Returns:
+        float [T].
+    """
+    rewards = torch.zeros(length)
+    for place, reward in zip(places, item_rewards, strict=True):
+        rewards[place] += float(reward)
+    rewards[last] += list_reward
+    return rewards
+
+
+def kl_penalty(log_probs, reference):
+    """Per-token estimate of the KL of Equation 6: log pi(y_t) - log pi_SFT(y_t), [B, T]."""
+    return log_probs - reference
+
+
+def masked_mean(x, mask):
+    """Mean of x [B, T] over the places where mask is 1."""
+    return (x * mask).sum() / mask.sum()
+
+
+def whiten(x, mask, shift_mean=True):
+    """x divided by its standard deviation over the masked places; with ``shift_mean`` also centred. Padding becomes 0."""
+    mean = masked_mean(x, mask)
+    deviation = masked_mean((x - mean) ** 2, mask).clamp(min=1e-8).sqrt()
+    return ((x - mean if shift_mean else x) / deviation) * mask
+
+
+def gae(rewards, values, mask, gamma, lam):
+    """Generalised advantage estimation.
+
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1}; after the last token V and A are 0.
+
+    Args:
+        rewards, values: [B, T].
+        gamma, lam: discount and lambda.
+
+    Returns:
+        ``(advantages, returns)``, both [B, T], returns = advantages + values.
+    """
+    advantage = torch.zeros_like(rewards[:, 0])
+    columns = []
+    for t in reversed(range(rewards.shape[1])):
+        following = values[:, t + 1] * mask[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(advantage)
+        delta = rewards[:, t] + gamma * following - values[:, t]
+        advantage = (delta + gamma * lam * advantage) * mask[:, t]
+        columns.append(advantage)
+    advantages = torch.stack(columns[::-1], 1)
+    return advantages, (advantages + values) * mask
+
+
+def policy_loss(log_probs, old, advantages, mask, clip):
+    """Clipped surrogate: mean of max(-A r, -A clip(r, 1 - eps, 1 + eps)) with r = pi / pi_old.
+
+    Returns:
+        ``(loss, share of places where the clip binds)``.
+    """
+    ratio = (log_probs - old).exp()
+    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return masked_mean(torch.maximum(plain, clipped), mask), masked_mean((clipped > plain).to(mask.dtype), mask)
+
+
+def value_loss(values, old, returns, mask, clip):
+    """Half the mean of max((V - R)^2, (V_clipped - R)^2); V may move by ``clip`` from its old value."""
+    near = old + (values - old).clamp(-clip, clip)
+    return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (near - returns) ** 2), mask)
+
+
+def entropy(logits):
+    """Entropy of the next-token distribution, logits [..., V] -> [...]."""
+    log_probs = torch.log_softmax(logits, -1)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def explained_variance(values, returns, mask):
+    """1 - Var(R - V) / Var(R) over the masked places: 1 = perfect critic, 0 = no better than the mean."""
+    def variance(x):
+        return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
+
+    return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)

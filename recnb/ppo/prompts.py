@@ -1,0 +1,44 @@
+"""Requests for the RL stage: I0, I1 and I2 in equal parts, drawn from training histories."""
+
+import numpy as np
+
+from recnb import RecnbError
+from recnb.instructions.labels import draw_control, ranked_items
+from recnb.requests import Request
+
+TASKS = ["I0", "I1+", "I1-", "I2<=", "I2>=", "I2~"]
+
+
+def rl_requests(count, users, histories, catalog, teacher, history_length, k_min, k_max, rng):
+    """Draw requests whose target lies in the training part.
+
+    Args:
+        count: number of requests.
+        users: ids to draw from.
+        k_min, k_max: k is uniform between them.
+        rng: NumPy generator.
+
+    Returns:
+        List of ``count`` ``Request``; the six tasks take turns.
+    """
+    users = [u for u in users if len(histories.train(u)) >= 2]
+    if not users:
+        raise RecnbError("no user has two training interactions: nothing to ask in the RL stage")
+    requests = []
+    while len(requests) < count:
+        places = []
+        for _ in range(min(512, count - len(requests))):
+            user = int(rng.choice(users))
+            places.append((user, int(rng.integers(1, len(histories.train(user))))))
+        scores = teacher.scores([histories.train(u)[:t] for u, t in places])
+        for (user, position), score in zip(places, scores, strict=True):
+            train = histories.train(user)
+            seen, target = train[:position], int(train[position])
+            ranked = ranked_items(score, seen, target)
+            control = draw_control(TASKS[len(requests) % len(TASKS)], ranked, target, catalog, rng)
+            if control is None:
+                continue
+            k = int(rng.integers(k_min, k_max + 1))
+            history = tuple(int(i) for i in seen[-history_length:])
+            requests.append(Request(user, history, tuple(int(i) for i in seen), control, k, target))
+    return requests

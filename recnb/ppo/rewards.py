@@ -1,0 +1,118 @@
+"""Rewards of a list: Equations 1 to 5 and Algorithm 1, in the paper's reading and in that of the released code.
+
+``fidelity="paper"`` computes the equations as printed. ``"released"`` computes what the authors' code does: positions of
+Equation 3 count from 0, the sum of Equation 5 is divided by its value for an ideal list, the list score of I0 looks at the
+target's place alone, the others use 1/(gap+1), and line 17 of Algorithm 1 compares with k*m instead of k.
+Ranks count from 0 in both.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from recnb.controls import AtLeast, Exclude, Include, NoControl, Share
+
+
+@dataclass
+class ListScore:
+    """Scores of one answer; arrays have one value an item of the answer."""
+
+    preference: np.ndarray
+    """Scores_i, Equation 1."""
+    control: np.ndarray
+    """Scores^ctl_i, Algorithm 1."""
+    item: np.ndarray
+    """R_item, Equation 2."""
+    list: float
+    """R_list, Equation 5 (without the factor 10)."""
+    legal: np.ndarray
+    """False where Equation 1 calls the item illegal."""
+
+
+def legal_items(request, items):
+    """Which items are legal: in the catalogue, no repeat, not in the history shown, within the first k."""
+    before, legal = set(), np.zeros(len(items), dtype=bool)
+    for i, item in enumerate(items):
+        legal[i] = item is not None and i < request.k and item not in before and item not in request.history
+        before.add(item)
+    return legal
+
+
+def score_list(request, items, ranks, catalog, fidelity="paper"):
+    """Score one answer.
+
+    Args:
+        request: ``Request``.
+        items: item ids in order, None = no such item.
+        ranks: 0-based teacher rank of each item (any number where the item is None).
+        catalog: ``Catalog``.
+        fidelity: "paper" or "released".
+
+    Returns:
+        ``ListScore``.
+    """
+    legal, control, k = legal_items(request, items), request.control, request.k
+    preference, effect = np.full(len(items), -1.0), np.full(len(items), -1.0)
+    count_in = count_out = 0
+    for i, item in enumerate(items):
+        if not legal[i]:
+            continue
+        preference[i] = 1.0 if item == request.target else 1 / math.log2(ranks[i] + 3)  # Equation 1
+        inside = control._inside(item, catalog)
+        count_in, count_out = count_in + inside, count_out + (not inside)
+        counted = k
+        if fidelity == "released" and isinstance(control, AtLeast):
+            counted = k * control.share
+        effect[i] = _item_score(control, inside, count_in, count_out, k, preference[i], counted)
+    starred = np.where(legal, preference / _discount(len(items), fidelity), -1.0)  # Equation 3
+    total = float(starred.sum())
+    if fidelity == "paper":
+        aim = control.list_score(count_in, count_out, k, total)  # Equation 4
+    else:
+        total /= float((1 / _discount(k, fidelity) ** 2).sum())
+        aim = _released_list_score(request, items, count_in, count_out, catalog)
+    item = 0.5 * preference + 0.5 * effect  # Equation 2
+    return ListScore(preference, effect, item, 0.5 * total + 0.5 * float(aim), legal)  # Equation 5
+
+
+def _discount(length, fidelity):
+    """log2(i + 2) of Equation 3: i counts from 1 in the paper, from 0 in the released code."""
+    return np.log2(np.arange(length) + (3 if fidelity == "paper" else 2))
+
+
+def _item_score(control, inside, count_in, count_out, k, preference, counted):
+    if counted != k and count_in > counted:  # released: line 17 with k*m
+        return 0.5
+    return control.item_score(inside, count_in, count_out, k, preference)
+
+
+def _released_list_score(request, items, count_in, count_out, catalog):
+    control, k = request.control, request.k
+    if isinstance(control, NoControl):
+        return 1 / math.log2(items.index(request.target) + 2) if request.target in items else 0.0
+    size = len(catalog.members(control.category))
+    if isinstance(control, Include):
+        return 1 / (max(min(k, size) - count_in, 0) + 1)
+    if isinstance(control, Exclude):
+        return 1 / (max(k - count_out, 0) + 1)
+    if not isinstance(control, Share):
+        raise ValueError(f"the released code has no list score for {type(control).__name__}")
+    low, high = control.bounds(k)
+    return 1.0 if low <= count_in <= high else 1 / (abs(count_in - float(k * control.share)) + 1)
+
+
+def batch_scores(requests, answers, teacher, catalog, fidelity="paper"):
+    """``score_list`` for many answers; the teacher ranks all histories in one pass.
+
+    Args:
+        requests: B ``Request``.
+        answers: B ``Response``.
+        teacher: ``Teacher``.
+
+    Returns:
+        B ``ListScore``.
+    """
+    known = [[i if i is not None else 0 for i in a.items] for a in answers]
+    ranks = teacher.ranks([r.seen for r in requests], known)
+    return [score_list(r, a.items, rank, catalog, fidelity) for r, a, rank in zip(requests, answers, ranks, strict=True)]

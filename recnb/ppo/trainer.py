@@ -1,0 +1,261 @@
+"""PPO on top of trl's GRPOTrainer: its sampler, buffering, checkpoints and logging; our rewards, critic and loss.
+
+trl 1.16 has no PPO. Four places of GRPOTrainer are overridden: how a batch of answers is made and scored
+(``_generate_and_score_completions``), the loss (``_compute_loss``), the optimizer's two learning rates, and loading a
+checkpoint. Actor and critic are two LoRA adapters on one frozen base, which is the SL model: with adapters off it is the
+reference of Equation 6.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from trl import GRPOConfig, GRPOTrainer
+
+from recnb.lm.generation import decode, request_prompt
+from recnb.lm.parsing import parse
+from recnb.ppo import ppo_math
+from recnb.ppo.rewards import batch_scores
+from recnb.sft import History, _printer, latest_checkpoint, lora
+
+
+def with_adapters(model, rank, alpha):
+    """Actor and critic adapters on the SL model, and a value head that is saved and trained with the critic.
+
+    The value head starts at zero, so the first advantages are those of the rewards alone.
+    """
+    model.v_head = torch.nn.Linear(model.config.hidden_size, 1, bias=True)
+    torch.nn.init.zeros_(model.v_head.weight)
+    torch.nn.init.zeros_(model.v_head.bias)
+    config = lora(rank, alpha)
+    critic = LoraConfig(r=rank, lora_alpha=alpha, target_modules=config.target_modules, task_type="CAUSAL_LM",
+                        modules_to_save=["v_head"])  # fmt: skip
+    peft = get_peft_model(model, config, adapter_name="actor")
+    peft.add_adapter("critic", critic)
+    return both_trainable(peft)
+
+
+def both_trainable(model):
+    """Switching adapters freezes the other one, silently: after every switch both must be made trainable again."""
+    model.set_requires_grad(["actor", "critic"], True)
+    return model
+
+
+def score_answers(requests, responses, teacher, catalog, fidelity):
+    """The rule-based reward in trl's place for reward functions."""
+    return batch_scores(requests, responses, teacher, catalog, fidelity)
+
+
+class RecPPOTrainer(GRPOTrainer):
+    """PPO with item-level and list-level rewards.
+
+    Args:
+        model: from ``with_adapters``.
+        args: ``GRPOConfig`` from ``ppo_arguments``.
+        requests: list of ``Request``; the dataset's column ``index`` points into it.
+        codec, teacher, catalog: to write prompts, rank and score.
+        knobs: the ``ppo`` section of a profile.
+        max_new: most tokens of an answer.
+    """
+
+    def __init__(self, model, args, dataset, requests, codec, teacher, catalog, knobs, max_new, seed, callbacks):
+        super().__init__(model=model, args=args, reward_funcs=[score_answers], train_dataset=dataset,
+                         processing_class=codec.tokenizer, callbacks=callbacks)  # fmt: skip
+        self.requests, self.codec, self.teacher, self.catalog = requests, codec, teacher, catalog
+        self.knobs, self.max_new = knobs, max_new
+        self.generator = torch.Generator(device=model.device).manual_seed(seed)
+
+    def create_optimizer(self, model=None):
+        """AdamW with one learning rate for the actor and one for the critic."""
+        actor, critic = [], []
+        for name, parameter in both_trainable(self.model).named_parameters():
+            if parameter.requires_grad:
+                (critic if ".critic" in name else actor).append(parameter)
+        groups = [{"params": actor, "lr": self.knobs.learning_rate},
+                  {"params": critic, "lr": self.knobs.critic_learning_rate}]  # fmt: skip
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        return self.optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        both_trainable(self.model)
+
+    def _generate_and_score_completions(self, inputs):
+        """A batch of answers with everything the loss needs: tokens, masks, old log-probs and values, advantages."""
+        requests = [self.requests[row["index"]] for row in inputs]
+        prompts = [self.codec.prompt(row["prompt"]) for row in inputs]
+        model = self.accelerator.unwrap_model(self.model)
+        with torch.no_grad():
+            both_trainable(model).set_adapter("actor")
+            model.eval()
+            answers = decode(model, self.codec, prompts, self.max_new, self.knobs.temperature, self.generator)
+            model.train()
+            batch = pad_batch(prompts, answers, self.codec.pad, model.device)
+            log_probs, logits = self._log_probs(model, batch, "actor")
+            values = self._values(model, batch)
+            with model.disable_adapter():
+                reference, _ = self._log_probs(model, batch, None)
+        both_trainable(model)
+        responses = [parse(self.codec.decode(a), self.catalog, len(a)) for a in answers]
+        scores = self.reward_funcs[0](requests, responses, self.teacher, self.catalog, self.knobs.fidelity)
+        mask = batch["completion_mask"].float()
+        rewards = torch.zeros_like(mask)
+        for row, (answer, score) in enumerate(zip(answers, scores, strict=True)):
+            places = ppo_math.title_ends([self.codec.pieces[t] for t in answer])
+            items = score.item if self.knobs.item_reward else np.zeros(len(places))
+            rewards[row] = ppo_math.place_rewards(
+                mask.shape[1], places, items, self.knobs.list_weight * score.list, len(answer) - 1
+            )
+        kl = ppo_math.kl_penalty(log_probs, reference) * mask
+        full = ppo_math.whiten(rewards - self.knobs.kl_weight * kl, mask, shift_mean=False)
+        advantages, returns = ppo_math.gae(full, values * mask, mask, self.knobs.gamma, self.knobs.gae_lambda)
+        self._note(requests, responses, scores, rewards, kl, logits, values, returns, mask)
+        return batch | {"old_log_probs": log_probs, "old_values": values, "returns": returns,
+                        "advantages": ppo_math.whiten(advantages, mask)}  # fmt: skip
+
+    def _log_probs(self, model, batch, adapter):
+        """Log-probabilities [B, T] of the answer's tokens and their logits, at the sampling temperature."""
+        if adapter:
+            model.set_adapter(adapter)
+            both_trainable(model)
+        width = batch["completion_ids"].shape[1]
+        out = model(input_ids=batch["ids"], attention_mask=batch["attention"], position_ids=batch["positions"],
+                    logits_to_keep=width + 1, use_cache=False)  # fmt: skip
+        logits = out.logits[:, :-1].float() / self.knobs.temperature
+        chosen = torch.log_softmax(logits, -1).gather(-1, batch["completion_ids"][..., None])[..., 0]
+        return chosen, logits
+
+    def _values(self, model, batch):
+        """Critic's value [B, T] of the state before each token of the answer."""
+        model.set_adapter("critic")
+        both_trainable(model)
+        inner = model.get_base_model()
+        states = inner.model(input_ids=batch["ids"], attention_mask=batch["attention"], position_ids=batch["positions"],
+                             use_cache=False).last_hidden_state  # fmt: skip
+        width = batch["completion_ids"].shape[1]
+        values = inner.v_head(states[:, -width - 1 : -1])[..., 0].float()
+        model.set_adapter("actor")
+        both_trainable(model)
+        return values
+
+    def _compute_loss(self, model, inputs):
+        knobs, mask = self.knobs, inputs["completion_mask"].float()
+        inner = self.accelerator.unwrap_model(model)
+        log_probs, logits = self._log_probs(inner, inputs, "actor")
+        values = self._values(inner, inputs)
+        policy, clipped = ppo_math.policy_loss(log_probs, inputs["old_log_probs"], inputs["advantages"], mask, knobs.clip)
+        value = ppo_math.value_loss(values, inputs["old_values"], inputs["returns"], mask, knobs.clip)
+        spread = ppo_math.masked_mean(ppo_math.entropy(logits), mask)
+        notes = self._metrics["train"]
+        for name, number in {"policy_loss": policy, "value_loss": value, "clipped": clipped}.items():
+            notes[name].append(number.item())
+        return policy + knobs.value_weight * value - knobs.entropy_weight * spread
+
+    def _note(self, requests, responses, scores, rewards, kl, logits, values, returns, mask):
+        """Numbers of one batch of answers, for the plots."""
+        legal = [s.legal.mean() if len(s.legal) else 0.0 for s in scores]
+        repeats = [1 - len(set(a.items)) / len(a.items) if a.items else 0.0 for a in responses]
+        history = [np.mean([i in r.history for i in a.items] or [0]) for r, a in zip(requests, responses, strict=True)]
+        numbers = {
+            "reward": rewards.sum(1).mean().item(),
+            "item_reward": float(np.mean([s.item.mean() if len(s.item) else -1.0 for s in scores])),
+            "list_reward": float(np.mean([s.list for s in scores])),
+            "preference": float(np.mean([s.preference.mean() if len(s.item) else -1.0 for s in scores])),
+            "control": float(np.mean([s.control.mean() if len(s.item) else -1.0 for s in scores])),
+            "legal": float(np.mean(legal)),
+            "repeats": float(np.mean(repeats)),
+            "in_history": float(np.mean(history)),
+            "correct_count": float(np.mean([len(a.items) == r.k for r, a in zip(requests, responses, strict=True)])),
+            "kl": ((kl * mask).sum() / mask.sum()).item(),
+            "entropy": ppo_math.masked_mean(ppo_math.entropy(logits), mask).item(),
+            "explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
+        }
+        for name, number in numbers.items():
+            self._metrics["train"][name].append(number)
+
+
+def pad_batch(prompts, answers, pad, device):
+    """Tensors of prompts (padded left) and answers (padded right).
+
+    Returns:
+        Dict: ids, attention, positions [B, P+T]; completion_ids, completion_mask [B, T].
+    """
+    p, t = max(map(len, prompts)), max(map(len, answers))
+    ids = torch.full((len(prompts), p + t), pad)
+    attention = torch.zeros_like(ids)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids[row, p - len(prompt) : p] = torch.tensor(prompt)
+        ids[row, p : p + len(answer)] = torch.tensor(answer)
+        attention[row, p - len(prompt) : p + len(answer)] = 1
+    ids, attention = ids.to(device), attention.to(device)
+    return {"ids": ids, "attention": attention, "positions": (attention.cumsum(1) - 1).clamp(min=0),
+            "completion_ids": ids[:, p:], "completion_mask": attention[:, p:]}  # fmt: skip
+
+
+def ppo_arguments(knobs, seed, folder, autocast):
+    """``GRPOConfig`` of a profile's ``ppo`` section."""
+    batch = knobs.prompts * knobs.samples // knobs.minibatches
+    updates = knobs.steps * knobs.epochs * knobs.minibatches
+    return GRPOConfig(
+        output_dir=str(folder), per_device_train_batch_size=batch, num_generations=knobs.samples,
+        steps_per_generation=knobs.minibatches, num_iterations=knobs.epochs, gradient_accumulation_steps=1,
+        max_steps=updates, beta=0.0, temperature=knobs.temperature, learning_rate=knobs.learning_rate,
+        lr_scheduler_type="linear", warmup_steps=max(1, updates // 20), max_grad_norm=1.0, bf16=autocast,
+        gradient_checkpointing=False, use_cpu=not torch.cuda.is_available(), ddp_find_unused_parameters=False,
+        logging_steps=knobs.epochs * knobs.minibatches, save_strategy="steps",
+        save_steps=max(1, knobs.steps // knobs.checkpoints) * knobs.epochs * knobs.minibatches, save_total_limit=2,
+        seed=seed, report_to="none", disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+
+
+def train_ppo(model, codec, requests, teacher, catalog, knobs, seed, folder, max_new, show=lambda row: None,
+              autocast=True):  # fmt: skip
+    """Run the RL stage; an interrupted run continues from its last checkpoint under ``folder/checkpoints``.
+
+    Args:
+        model: the SL model, its adapter merged.
+        requests: RL requests (``rl_requests``).
+        folder: receives ``actor/``, ``critic/`` and ``log.json``.
+        max_new: most tokens of an answer.
+        show: called with every logged row.
+
+    Returns:
+        ``(model, rows)``: the PEFT model with both adapters (actor active) and the logged rows.
+    """
+    folder = Path(folder)
+    torch.manual_seed(seed)
+    peft = with_adapters(model, knobs.rank, knobs.alpha)
+    prompts = [request_prompt(r, catalog, seed) for r in requests]
+    dataset = Dataset.from_dict({"prompt": prompts, "index": list(range(len(prompts)))})
+    arguments = ppo_arguments(knobs, seed, folder / "checkpoints", autocast)
+    trainer = RecPPOTrainer(peft, arguments, dataset, requests, codec, teacher, catalog, knobs, max_new, seed,
+                            [History(show)])  # fmt: skip
+    trainer.remove_callback(_printer())
+    trainer.train(resume_from_checkpoint=latest_checkpoint(folder / "checkpoints"))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.set_adapter("actor")
+    model.save_pretrained(folder, selected_adapters=["actor", "critic"])
+    (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1))
+    return model.eval(), trainer.state.log_history
+
+
+def sample_rewards(model, codec, requests, teacher, catalog, knobs, seed, max_new, batch_size=128):
+    """Total reward (items plus weighted list, no KL) of one sampled answer a request, at the training temperature.
+
+    Returns:
+        float array, one value a request: the measure of "did RL help" on held-out users.
+    """
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    rewards = []
+    for start in range(0, len(requests), batch_size):
+        batch = requests[start : start + batch_size]
+        prompts = codec.prompts([request_prompt(r, catalog, seed) for r in batch])
+        answers = decode(model, codec, prompts, max_new, knobs.temperature, generator)
+        responses = [parse(codec.decode(a), catalog, len(a)) for a in answers]
+        for score in batch_scores(batch, responses, teacher, catalog, knobs.fidelity):
+            items = score.item.sum() if knobs.item_reward else 0.0
+            rewards.append(items + knobs.list_weight * score.list)
+    return np.array(rewards)
