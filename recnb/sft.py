@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -12,7 +11,8 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from recnb import RecnbError
-from recnb.lm.losses import repeated_mass, unlikelihood
+from recnb.artifacts import atomic_path
+from recnb.lm.losses import repeated_mass, title_column, unlikelihood
 
 
 def encode(frame, codec, max_tokens):
@@ -86,17 +86,9 @@ class History(TrainerCallback):
         self.show({"step": state.global_step, "of": state.max_steps, **logs})
 
 
-def title_column(titles, vocabulary):
-    """int [V]: position of each title token among the titles, -1 elsewhere; None for ``titles`` None."""
-    if titles is None:
-        return None
-    column = torch.full((vocabulary,), -1)
-    column[torch.tensor(titles[1:])] = torch.arange(len(titles) - 1)
-    return column
-
-
-def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show=lambda row: None, autocast=True):
-    """Fine-tune and save a PEFT adapter (or, with rank 0, the whole model).
+def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show=lambda row: None, autocast=True,
+              card=""):  # fmt: skip
+    """Fine-tune and save a PEFT adapter (with rank 0: the whole model) with its model card.
 
     An interrupted training continues from its last checkpoint under ``folder/checkpoints``.
 
@@ -108,6 +100,7 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
         folder: receives ``adapter/`` and ``log.json``.
         show: called with every logged row.
         autocast: matrix products in bfloat16.
+        card: text of the adapter's model card (``model_card``).
 
     Returns:
         ``(model, rows)``: the tuned model and the logged rows.
@@ -136,7 +129,9 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
     )  # fmt: skip
     trainer.remove_callback(_printer())
     trainer.train(resume_from_checkpoint=latest_checkpoint(folder / "checkpoints"))
-    trainer.model.save_pretrained(folder / "adapter")
+    with atomic_path(folder / "adapter") as temporary:
+        trainer.model.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
     rows = trainer.state.log_history
     (folder / "log.json").write_text(json.dumps(rows, indent=1))
     return trainer.model.eval(), rows
@@ -163,7 +158,11 @@ def latest_checkpoint(folder):
     return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
 
 
-def loss_frame(rows):
-    """Logged rows as a DataFrame: step, training loss, validation loss."""
-    frame = pd.DataFrame(rows)
-    return frame[[c for c in ("step", "loss", "eval_loss") if c in frame]]
+def model_card(profile, description, samples):
+    """Text of ``README.md`` beside the adapter."""
+    return (
+        f"---\nlibrary_name: peft\n---\n# {profile.name}: SL stage (v2)\n\n"
+        f"Base: {description}\n\nData: {profile.data.dataset}, {samples} instructions (I0 to I4), seed {profile.seed}.\n\n"
+        f"Training: {json.dumps(profile.sft.model_dump(mode='json'))}\n\n"
+        "Use: recommends titles of its own catalogue alone; no safety training. Made with recnb.\n"
+    )

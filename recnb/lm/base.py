@@ -5,12 +5,19 @@ titles, and conversations. No request of any user, no control, no teacher: what 
 language model", the zero-shot row of every table.
 """
 
+import hashlib
+import json
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from recnb.artifacts import atomic_path, write_json
 from recnb.instructions.templates import numbered, quoted
-from recnb.lm.losses import repeated_mass, unlikelihood
+from recnb.lm.loading import mini_model, smollm2_folder
+from recnb.lm.losses import repeated_mass, title_column, unlikelihood
+from recnb.lm.text import Codec
+from recnb.lm.tokenizer import build_tokenizer, title_tokens
 
 MIX = {"history": 0.35, "numbered": 0.35, "members": 0.2, "fact": 0.05, "chat": 0.05}
 """Shares of the kinds of text."""
@@ -55,10 +62,7 @@ def train_base(model, codec, titles, histories, catalog, chat, knobs, seed, log=
     """
     rng = np.random.default_rng([seed, 106])
     kinds, shares = list(MIX), list(MIX.values())
-    column = None
-    if titles is not None:
-        column = torch.full((model.config.vocab_size,), -1)
-        column[torch.tensor(titles[1:])] = torch.arange(len(titles) - 1)
+    column = title_column(titles, model.config.vocab_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, knobs.learning_rate, total_steps=max(knobs.steps, 2), pct_start=0.05)
     model.train()
@@ -76,7 +80,7 @@ def train_base(model, codec, titles, histories, catalog, chat, knobs, seed, log=
         schedule.step()
         running.append(loss.item())
         if step % 50 == 0 or step == knobs.steps:
-            log({"step": step, "loss": float(np.mean(running))})
+            log({"step": step, "of": knobs.steps, "loss": float(np.mean(running))})
             running = []
     return model.eval()
 
@@ -119,3 +123,50 @@ def title_vectors(model, titles, teacher):
     with torch.no_grad():
         scale = table.std() / vectors.std()
         table[torch.tensor(titles[1:]), : vectors.shape[1]] = vectors * scale
+
+
+def make_base(profile, folder, histories, catalog, chat, teacher, inputs, log=lambda row: None):
+    """The base model of a profile: trained on the spot for "mini", otherwise found by name.
+
+    A trained base is kept under ``folder/base`` with a key of everything it was made from, so that a changed SL knob
+    does not train it again.
+
+    Args:
+        profile: ``Profile``.
+        folder: the stage's folder.
+        chat: pairs (prompt, answer), for the tokenizer and for the texts of kind "chat".
+        inputs: sha256 of each input file, part of the key.
+        log: called with a dict now and then.
+
+    Returns:
+        ``(where, description, rows)``: folder or Hub id for ``load_base``, one sentence, logged rows.
+    """
+    if profile.model.name != "mini":
+        where = str(smollm2_folder()) if profile.model.name == "smollm2" else profile.model.name
+        note = "SmolLM2-135M-Instruct, dequantised from a 4-bit GGUF file." if profile.model.name == "smollm2" else where
+        return where, note, []
+    knobs = [profile.seed, profile.model.model_dump(mode="json"), profile.base.model_dump(mode="json"), inputs]
+    key = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()
+    record = folder / "base.json"
+    if record.is_file() and (folder / "base" / "config.json").is_file():
+        kept = json.loads(record.read_text())
+        if kept["key"] == key:
+            return str(folder / "base"), kept["description"], kept["rows"]
+    tokenizer = build_tokenizer(catalog, chat, profile.model.vocabulary, profile.model.whole_titles)
+    codec, titles = Codec(tokenizer), title_tokens(tokenizer, catalog)
+    model = mini_model(len(tokenizer), profile.model, codec, profile.seed)
+    if profile.base.teacher_embeddings:
+        title_vectors(model, titles, teacher)
+    rows = []
+    train_base(model, codec, titles, histories, catalog, chat, profile.base, profile.seed,
+               lambda row: (rows.append(row), log(row)), autocast=profile.model.autocast)  # fmt: skip
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    description = (
+        f"mini: a Llama of {size:.2f} million parameters ({profile.model.layers} layers, width {profile.model.width}) with "
+        f"{len(tokenizer)} tokens{', every title one token' if titles else ''}; its base was trained on the spot."
+    )
+    with atomic_path(folder / "base") as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    write_json(record, {"key": key, "description": description, "rows": rows})
+    return str(folder / "base"), description, rows

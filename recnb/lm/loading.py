@@ -65,12 +65,16 @@ def load_adapted(base_folder, adapters, dtype="float32"):
 
     Args:
         base_folder: folder or Hub id of the base.
-        adapters: folders of PEFT adapters, in the order in which they were trained.
+        adapters: folders of PEFT adapters in the order in which they were trained; a folder with a whole model (SL
+            with rank 0) replaces what came before.
 
     Returns:
         ``(model, Codec)``.
     """
     model, codec = load_base(base_folder, dtype)
     for adapter in adapters:
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        if (Path(adapter) / "adapter_config.json").is_file():
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        else:
+            model = AutoModelForCausalLM.from_pretrained(adapter, dtype=model.dtype, use_safetensors=True)
     return model.eval(), codec

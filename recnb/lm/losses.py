@@ -34,3 +34,12 @@ def repeated_mass(log_probs, sample, titles, history):
 def unlikelihood(mass):
     """Mean of -log(1 - mass), kept finite."""
     return -torch.log1p(-mass.clamp(max=1 - 1e-4)).mean()
+
+
+def title_column(titles, vocabulary):
+    """int [V]: position of each title token among the titles, -1 elsewhere; None for ``titles`` None."""
+    if titles is None:
+        return None
+    column = torch.full((vocabulary,), -1)
+    column[torch.tensor(titles[1:])] = torch.arange(len(titles) - 1)
+    return column

@@ -1,0 +1,139 @@
+"""The command line: recnb fetch | run | status | report."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from recnb import RecnbError, profile, sources
+from recnb.artifacts import is_done, read_manifest, runs_folder
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Controllable recommendation with language models.")  # fmt: skip
+SetOption = Annotated[list[str], typer.Option("--set", help="section.key=value, for example sft.rank=32")]
+
+
+def overrides(pairs):
+    """``["sft.rank=32"]`` -> ``{"sft.rank": 32}``; values are read as YAML."""
+    result = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise RecnbError(f"--set {pair}: expected key=value, for example sft.rank=32")
+        result[key] = yaml.safe_load(value)
+    return result
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help="profile")] = "laptop"):
+    """Download and verify what a profile needs; nothing is downloaded twice."""
+    for source in sources.needed(profile.load(name)):
+        print(f"{source.name}: {sources.fetch(source)} ({source.licence})")
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="profile")] = "laptop",
+    run_name: Annotated[str, typer.Option("--run", help="name of the run, default: the profile's")] = "",
+    until: Annotated[str, typer.Option(help="last stage, for example 04_sft")] = "",
+    set_: SetOption = [],  # noqa: B006
+):
+    """Run the notebooks of a profile, in order; what is up to date is not run again."""
+    resolved = profile.load(name, overrides(set_))
+    folder = runs_folder() / (run_name or resolved.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    if until and until not in profile.STAGES:
+        raise RecnbError(f"--until {until}: no such stage; stages: {', '.join(profile.STAGES)}")
+    stages = profile.STAGES[: profile.STAGES.index(until) + 1] if until else profile.STAGES
+    path = folder / "profile.yaml"
+    profile.save(resolved, path)
+    done = [is_done(resolved, stage, folder) for stage in stages]
+    if all(done) and (until or (folder / "report.html").is_file()):
+        print(f"{folder.name}: all {len(stages)} notebooks are up to date")
+        return
+    for stage in stages[done.index(False) if False in done else len(stages) :]:
+        (folder / stage / "manifest.json").unlink(missing_ok=True)
+    for source in sources.needed(resolved):
+        sources.fetch(source)
+    target = f"{until}/manifest.json" if until else "all"
+    _snakemake(folder, path, target, stages[done.index(False)] if False in done else None)
+    if not until:
+        print(f"report: {folder / 'report.html'}")
+
+
+def _snakemake(folder, path, target, first):
+    snakefile = Path(__file__).parent / "workflow" / "Snakefile"
+    base = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--directory", str(folder)]
+    configuration = ["--config", f"profile={path.resolve()}", f"python={sys.executable}"]
+    # A killed run leaves a lock; runs of one folder are started from here alone.
+    subprocess.run([*base, *configuration, "--unlock"], capture_output=True)
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(folder, stop), daemon=True)
+    watcher.start()
+    command = [*base, "--cores", "1", "--quiet", "all", "--rerun-incomplete", "--rerun-triggers", "mtime",
+               *configuration, "--", target]  # fmt: skip
+    result = subprocess.run(command)
+    stop.set()
+    watcher.join()
+    if result.returncode:
+        raise RecnbError(f"the run stopped; fix the cause above and start the same command again: it goes on in {first}")
+
+
+def _watch(folder, stop):
+    """Print a line whenever a notebook reports its progress (``.progress.json`` of its stage)."""
+    last = {}
+    while not stop.wait(2):
+        for path in folder.glob("*/.progress.json"):
+            try:
+                row = json.loads(path.read_text())
+            except (json.JSONDecodeError, FileNotFoundError):
+                continue
+            shown = (row["text"], row["done"] * 10 // max(row["of"], 1))
+            if last.get(path) != shown and time.time() - path.stat().st_mtime < 60:
+                last[path] = shown
+                print(f"      {row['text']}: {row['done']} of {row['of']}, about {row['left'] / 60:.1f} min left", flush=True)
+
+
+@app.command()
+def status(run_name: Annotated[str, typer.Argument(help="name of the run")] = "laptop"):
+    """Say which notebooks of a run are up to date."""
+    folder = runs_folder() / run_name
+    if not (folder / "profile.yaml").is_file():
+        raise RecnbError(f"{folder}: no such run")
+    resolved = profile.load(folder / "profile.yaml")
+    for stage in profile.STAGES:
+        if is_done(resolved, stage, folder):
+            manifest = read_manifest(folder / stage, stage)
+            print(f"{stage:18} up to date  {manifest['wall_seconds']:8.0f} s  {manifest['peak_memory_mib']:6} MiB")
+        else:
+            print(f"{stage:18} to do")
+
+
+@app.command()
+def report(
+    run_name: Annotated[str, typer.Argument(help="name of the run")] = "laptop",
+    folder: Annotated[str, typer.Option(help="folder of the run, instead of its name")] = "",
+):
+    """Write report.html of a finished run."""
+    from recnb.report import write_report
+
+    print(write_report(Path(folder) if folder else runs_folder() / run_name))
+
+
+def main():
+    """Entry point: an error of the user's is one message and exit code 1."""
+    try:
+        app()
+    except RecnbError as error:
+        print(f"recnb: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Is every label list legal? The same check in the notebook, over the whole set, and in the tests."""
+
+import json
+
+import pandas as pd
+
+from recnb import RecnbError
+from recnb.controls import Share, from_json
+
+
+def check_labels(frame, catalog):
+    """Raise on the first illegal label list.
+
+    Legal: exactly k items that exist, all different, none of them seen, obeying the control (a share by its label
+    bounds), and the answer's text names exactly these titles.
+
+    Args:
+        frame: DataFrame of ``synthesis.SCHEMA``.
+
+    Returns:
+        Number of lists checked.
+    """
+    checked = 0
+    for row in frame[frame["task"] != "I4"].itertuples():
+        items, control = list(row.labels), from_json(json.loads(row.control))
+        problems = []
+        if len(items) != row.k:
+            problems.append(f"{len(items)} items instead of {row.k}")
+        if len(set(items)) != len(items):
+            problems.append("an item twice")
+        if not all(1 <= i <= len(catalog) for i in items):
+            problems.append("an item that does not exist")
+        if set(items) & set(row.seen):
+            problems.append("a seen item")
+        if control.select(items, row.k, catalog) != items:
+            problems.append(f"does not obey {control}")
+        if isinstance(control, Share):
+            inside = sum(i in catalog.members(control.category) for i in items)
+            low, high = control.bounds(row.k)
+            if not low <= inside <= high:
+                problems.append(f"{inside} of {row.k} in {control.category}, asked {low} to {high}")
+        if row.completion != "\n".join(f"{n}. {catalog.titles[i]}" for n, i in enumerate(items, 1)):
+            problems.append("text and items differ")
+        if problems:
+            raise RecnbError(f"instruction {row.Index} ({row.task}): {'; '.join(problems)}")
+        checked += 1
+    return checked
+
+
+def examples(frame):
+    """One sample of each task, the first with few items: DataFrame task, prompt, answer."""
+    rows = []
+    for task in ["I0", "I1+", "I1-", "I2<=", "I2>=", "I2~", "I3", "I4"]:
+        part = frame[(frame["task"] == task) & (frame["k"] <= 4)]
+        if len(part):
+            rows.append((task, part.iloc[0]["prompt"], part.iloc[0]["completion"]))
+    return pd.DataFrame(rows, columns=["task", "prompt", "answer"])

@@ -1,0 +1,147 @@
+"""Figures of the notebooks and the report: one function a figure, each returns a matplotlib Figure."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+sns.set_theme(style="whitegrid", context="notebook", palette="deep")
+
+
+def save(figure, folder, name):
+    """Save as PNG under ``folder/figures`` and return the figure, so that a cell can end with this call."""
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "figures" / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    return figure
+
+
+def dataset(histories, catalog):
+    """Popularity of items, length of histories, size of categories."""
+    figure, axes = plt.subplots(1, 3, figsize=(14, 3.8))
+    counts = np.sort(np.bincount(np.concatenate(histories.items), minlength=len(catalog) + 1)[1:])[::-1]
+    axes[0].loglog(np.arange(1, len(counts) + 1), counts)
+    axes[0].set(title="popularity", xlabel="item, most popular first", ylabel="interactions")
+    sns.histplot([len(items) for items in histories.items], ax=axes[1], bins=30)
+    axes[1].set(title="history length", xlabel="interactions of a user", ylabel="users")
+    sizes = pd.Series({name: len(catalog.members(name)) for name in catalog.names}).sort_values()
+    axes[2].barh(sizes.index, sizes.values)
+    axes[2].set(title="categories", xlabel="items")
+    axes[2].tick_params(axis="y", labelsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def teacher_training(rows):
+    """Loss and validation NDCG@10 over epochs."""
+    frame = pd.DataFrame(rows)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.5))
+    axes[0].plot(frame["epoch"], frame["loss"])
+    axes[0].set(title="training loss", xlabel="epoch")
+    axes[1].plot(frame["epoch"], frame["validation NDCG@10"])
+    best = frame["validation NDCG@10"].idxmax()
+    axes[1].axvline(frame["epoch"][best], ls="--", color="gray")
+    axes[1].set(title="validation NDCG@10 (dashed: the epoch kept)", xlabel="epoch")
+    figure.tight_layout()
+    return figure
+
+
+def compare(table, metric, title):
+    """Bars with intervals: one row a system. ``table`` has columns system, value, low, high."""
+    figure, axis = plt.subplots(figsize=(7, 0.5 * len(table) + 1.2))
+    error = np.stack([table["value"] - table["low"], table["high"] - table["value"]])
+    axis.barh(table["system"], table["value"], xerr=error, capsize=3, color=sns.color_palette()[0])
+    axis.invert_yaxis()
+    axis.set(title=title, xlabel=metric)
+    figure.tight_layout()
+    return figure
+
+
+def loss_curve(rows, title="SL stage: loss on the answer's tokens"):
+    """Training and validation loss over steps."""
+    frame = pd.DataFrame(rows)
+    figure, axis = plt.subplots(figsize=(8, 3.8))
+    for column, label in (("loss", "training"), ("eval_loss", "validation")):
+        if column in frame:
+            part = frame.dropna(subset=[column])
+            axis.plot(part["step"], part[column], label=label, marker="o" if column == "eval_loss" else None, ms=4)
+    axis.set(title=title, xlabel="step", ylabel="loss")
+    axis.legend()
+    figure.tight_layout()
+    return figure
+
+
+PPO_PANELS = {
+    "reward of an answer": ["reward"],
+    "reward by component": ["item_reward", "list_reward", "preference", "control"],
+    "KL to the SL model, per token": ["kl"],
+    "entropy": ["entropy"],
+    "format errors": ["repeats", "in_history"],
+    "explained variance of the critic": ["explained_variance"],
+}
+
+
+def ppo_training(rows, smooth=9):
+    """Reward by component, KL, entropy, format errors and explained variance over PPO steps, smoothed."""
+    frame = pd.DataFrame([row for row in rows if "reward" in row])
+    figure, axes = plt.subplots(2, 3, figsize=(14, 6.5))
+    for axis, (title, columns) in zip(axes.flat, PPO_PANELS.items(), strict=True):
+        for column in columns:
+            axis.plot(np.arange(1, len(frame) + 1), frame[column], alpha=0.2)
+            line = frame[column].rolling(smooth, min_periods=1, center=True).mean()
+            axis.plot(np.arange(1, len(frame) + 1), line, color=axis.lines[-1].get_color(), label=column)
+        axis.set(title=title, xlabel="PPO step")
+        if len(columns) > 1:
+            axis.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def token_rewards(pieces, rewards, title="Which token receives which reward"):
+    """Bars of the reward on each token of one answer; the list reward on the last one in another colour."""
+    figure, axis = plt.subplots(figsize=(max(7, 0.42 * len(pieces)), 3.6))
+    colors = [sns.color_palette()[0]] * (len(pieces) - 1) + [sns.color_palette()[3]]
+    axis.bar(range(len(pieces)), rewards, color=colors)
+    axis.set_xticks(range(len(pieces)), [repr(p)[1:-1][:18] for p in pieces], rotation=75, fontsize=7, ha="right")
+    axis.set(title=title, ylabel="reward")
+    figure.tight_layout()
+    return figure
+
+
+def control_overview(metrics):
+    """The report's picture: how well each system obeys, next to the same system without the control."""
+    shown = [("I1+", "TCP", "include: share of the category (more is better)"),
+             ("I1-", "TCP", "exclude: share of the category (less is better)"),
+             ("I2~30", "CPA", "about 30 %: lists within one item (more is better)")]  # fmt: skip
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True)
+    index = metrics[metrics["decoding"] == "free"].set_index(["system", "task", "metric"])
+    systems = list(dict.fromkeys(index.index.get_level_values("system")))
+    for axis, (task, metric, title) in zip(axes, shown, strict=True):
+        place = np.arange(len(systems))
+        for offset, name, label in ((-0.2, metric, "with control"), (0.2, f"{metric} without control", "without")):
+            rows = [index.loc[(s, task, name)] for s in systems]
+            values = np.array([r.value for r in rows])
+            error = np.stack([values - [r.low for r in rows], np.array([r.high for r in rows]) - values])
+            axis.barh(place + offset, 100 * values, 0.38, xerr=100 * error, label=label, error_kw={"lw": 1})
+        axis.set_yticks(place, systems)
+        axis.set(title=title, xlabel="%")
+    axes[0].invert_yaxis()
+    axes[0].legend(fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def control_dial(frame):
+    """Requested share against delivered share. ``frame`` has columns system, category, requested, delivered."""
+    systems = list(dict.fromkeys(frame["system"]))
+    figure, axes = plt.subplots(1, len(systems), figsize=(4.6 * len(systems), 4.2), sharey=True, squeeze=False)
+    for axis, system in zip(axes[0], systems, strict=True):
+        axis.plot([0, 100], [0, 100], ls="--", color="gray", label="asked = delivered")
+        for category, part in frame[frame["system"] == system].groupby("category", sort=False):
+            means = part.groupby("requested")["delivered"].mean()
+            axis.plot(100 * means.index, 100 * means.values, marker="o", label=category)
+        axis.set(title=system, xlabel="requested share, %")
+    axes[0][0].set_ylabel("delivered share, %")
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    return figure

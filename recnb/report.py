@@ -1,0 +1,135 @@
+"""The report: one self-contained HTML file of a run, readable on a phone."""
+
+import base64
+import json
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from recnb import profile as profiles
+from recnb.artifacts import atomic_path, fingerprint, read_manifest
+from recnb.evaluation.tables import TITLES, table8
+
+CAPTIONS = {
+    "01_data/dataset": "The data: popularity, history length, categories.",
+    "02_teacher/training": "The teacher's training.",
+    "02_teacher/compare": "The teacher beside baselines on the test items (full ranking, seen items masked; 95 % intervals).",
+    "04_sft/base": "Training of the base model.",
+    "04_sft/loss": "The SL stage.",
+    "05_ppo/training": "The RL stage.",
+    "05_ppo/tokens": "Which token of an answer receives which reward.",
+    "06_evaluation/controls": "How well each system obeys (free decoding, 95 % intervals).",
+    "07_case_studies/dial": "The control dial: the share asked for against the share delivered.",
+}
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>recnb: {{ name }}</title>
+<style>
+:root { color-scheme: light; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; color: #222; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 2px solid #4c72b0; padding-bottom: .2rem; }
+.scroll { overflow-x: auto; } img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-size: .82rem; white-space: nowrap; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
+thead th { background: #eef2f8; } tr.paper td { color: #777; background: #fafafa; }
+figure { margin: 1rem 0; } figcaption { color: #555; font-size: .9rem; }
+pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .8rem; }
+.answer { border-left: 4px solid #4c72b0; padding: .1rem .8rem; margin: .6rem 0; }
+.target { background: #c8e6c9; } .inside { background: #fff3b0; } .repeat { background: #f8c9c9; }
+.unknown { text-decoration: line-through; color: #a00; }
+</style></head><body>
+<h1>recnb: run {{ name }}</h1>
+<p>Controllable recommendation with a language model, after Lu et al., <em>Aligning Large Language Models for Controllable
+Recommendations</em> (arXiv 2403.05063). Every number below comes from this run; grey rows are the paper's reported
+numbers (Llama-2-7b on other, larger datasets), for orientation and not for comparison.</p>
+<h2>Summary</h2><ul>{% for line in summary %}<li>{{ line }}</li>{% endfor %}</ul>
+{{ figure("06_evaluation/controls") }}
+<h2>Data</h2>{{ statistics }}{{ figure("01_data/dataset") }}
+<h2>Teacher</h2>{{ figure("02_teacher/compare") }}{{ figure("02_teacher/training") }}
+<h2>Instructions</h2>{{ instructions }}
+<h2>Language model</h2><p>{{ model }}</p>{{ figure("04_sft/base") }}{{ figure("04_sft/loss") }}
+<h2>Reinforcement learning</h2>{{ figure("05_ppo/training") }}{{ figure("05_ppo/tokens") }}
+<h2>Results</h2>
+<p><b>free</b>: the model writes what it likes, as in the paper. <b>constrained</b>: an automaton lets it write only
+unseen titles of the catalogue, no repeats, exactly k. Intervals are 95 % bootstrap intervals over users; rankers do not
+decode and say <i>free</i>. InHistory counts titles that the prompt showed; Seen counts everything the user had before.</p>
+{% for title, table in tables %}<h3>{{ title }}</h3><div class="scroll">{{ table }}</div>{% endfor %}
+<h2>Case studies</h2>{{ figure("07_case_studies/dial") }}{{ cases }}
+<h2>The run</h2>{{ stages }}
+<h3>Versions and machine</h3><pre>{{ versions }}</pre>
+<h3>Settings</h3><pre>{{ settings }}</pre>
+</body></html>
+"""
+
+
+def write_report(run_folder):
+    """Write ``report.html`` of a finished run.
+
+    Raises:
+        RecnbError: a stage is missing.
+    """
+    run_folder = Path(run_folder)
+    manifests = {stage: read_manifest(run_folder / stage, stage) for stage in profiles.STAGES}
+    settings = (run_folder / "profile.yaml").read_text(encoding="utf-8")
+    profile = profiles.load(run_folder / "profile.yaml")
+    stale = [s for s in profiles.STAGES if manifests[s]["fingerprint"] != fingerprint(profile, s)]
+    environment = jinja2.Environment(autoescape=True)
+    tables = [(TITLES[name], _table(pd.read_csv(run_folder / "tables" / f"{name}.csv", keep_default_na=False)))
+              for name in TITLES]  # fmt: skip
+    first = manifests["01_data"]
+    html = environment.from_string(PAGE).render(
+        name=run_folder.name, summary=_summary(manifests, stale), tables=tables,
+        statistics=_frame(pd.Series(first["numbers"]).rename("value").to_frame()),
+        instructions=_frame(table8(manifests["03_instructions"]["numbers"]["counts"])),
+        model=manifests["04_sft"]["numbers"]["model"],
+        cases=Markup((run_folder / "07_case_studies" / "cases.html").read_text(encoding="utf-8")),
+        stages=_frame(_stage_table(manifests)), settings=settings,
+        versions=json.dumps(first["versions"] | first["hardware"] | {"commit": first["commit"]}, indent=1),
+        figure=lambda name: _figure(run_folder, name),
+    )  # fmt: skip
+    with atomic_path(run_folder / "report.html") as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return run_folder / "report.html"
+
+
+def _summary(manifests, stale):
+    lines = list(manifests["06_evaluation"]["numbers"]["findings"])
+    lines.append(manifests["05_ppo"]["numbers"]["finding"])
+    wall = sum(m["wall_seconds"] for m in manifests.values())
+    memory = max(m["peak_memory_mib"] for m in manifests.values())
+    lines.append(f"All seven notebooks took {wall / 60:.1f} minutes; the largest one used {memory / 1024:.1f} GiB of memory.")
+    if stale:
+        lines.append(f"Warning: {', '.join(stale)} were made with other knobs than the settings below.")
+    return lines
+
+
+def _stage_table(manifests):
+    rows = {s: {"minutes": f"{m['wall_seconds'] / 60:.1f}", "peak memory, MiB": m["peak_memory_mib"], "commit": m["commit"]}
+            for s, m in manifests.items()}  # fmt: skip
+    return pd.DataFrame(rows).T
+
+
+def _frame(frame):
+    return Markup(f'<div class="scroll">{frame.to_html(border=0)}</div>')
+
+
+def _table(frame):
+    html = frame.to_html(index=False, border=0)
+    head, *rows = html.split("<tr>")
+    marked = [('<tr class="paper">' if "(paper)" in row else "<tr>") + row for row in rows]
+    return Markup(head + "".join(marked))
+
+
+def _figure(run_folder, name):
+    stage, stem = name.split("/")
+    path = run_folder / stage / "figures" / f"{stem}.png"
+    if not path.is_file():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    caption = CAPTIONS[name]
+    return Markup(
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+    )

@@ -1,0 +1,76 @@
+"""Execute one notebook with papermill and believe only its manifest.
+
+papermill calls a notebook with a dead kernel "completed" and only warns of a misspelt parameter, so both are checked
+here: parameters against the notebook before, the manifest after.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+
+from recnb import RecnbError
+from recnb.artifacts import is_done
+from recnb.profile import STAGES, load, root
+
+
+def execute(stage, profile_path, run_folder):
+    """Run one stage's notebook.
+
+    Args:
+        stage: a name of ``STAGES``.
+        profile_path: YAML file of the run.
+        run_folder: folder of the run; the executed notebook goes to ``notebooks/<stage>.ipynb``.
+
+    Raises:
+        RecnbError: a failed cell (named, with its error), a dead kernel, a parameter that the notebook lacks.
+    """
+    run_folder, profile_path = Path(run_folder).resolve(), Path(profile_path).resolve()
+    source = root() / "notebooks" / f"{stage}.ipynb"
+    target = run_folder / "notebooks" / f"{stage}.ipynb"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    parameters = {"profile": str(profile_path), "run": str(run_folder), "overrides": {}}
+    missing = set(parameters) - set(papermill.inspect_notebook(source))
+    if missing:
+        raise RecnbError(f"{source}: the parameters cell lacks {', '.join(sorted(missing))}")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        papermill.execute_notebook(source, target, parameters, progress_bar=False, cwd=str(root()), kernel_name="python3")
+    except papermill.PapermillExecutionError as error:
+        number = error.cell_index
+        raise RecnbError(f"notebook {stage}, cell {number}: {error.ename}: {error.evalue}\nexecuted notebook: {target}") from None
+    except Exception as error:  # the kernel died: papermill and nbclient raise several kinds
+        raise RecnbError(f"notebook {stage}: {type(error).__name__}: {error}\nexecuted notebook: {target}") from error
+    _shorten_paths(target, run_folder)
+    if not is_done(load(profile_path), stage, run_folder):
+        raise RecnbError(
+            f"notebook {stage} ended without a valid manifest: its kernel died or its last cell did not run\n"
+            f"executed notebook: {target}"
+        )
+
+
+def _shorten_paths(notebook_path, run_folder):
+    """Executed notebooks are shared: absolute paths of this machine become relative ones."""
+    text = notebook_path.read_text(encoding="utf-8")
+    text = text.replace(str(run_folder), run_folder.name).replace(str(root()) + "/", "").replace(str(Path.home()), "~")
+    nbformat.reads(text, as_version=4)
+    notebook_path.write_text(text, encoding="utf-8")
+
+
+def main():
+    stage, profile_path, run_folder = sys.argv[1:]
+    number, started = STAGES.index(stage) + 1, time.time()
+    print(f"[{number}/{len(STAGES)}] {stage} ...", flush=True)
+    try:
+        execute(stage, profile_path, run_folder)
+    except RecnbError as error:
+        print(f"[{number}/{len(STAGES)}] {stage} FAILED\n{error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    print(f"[{number}/{len(STAGES)}] {stage} done in {time.time() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
