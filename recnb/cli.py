@@ -62,7 +62,7 @@ def run(
     for source in sources.needed(resolved):
         sources.fetch(source)
     target = f"{until}/manifest.json" if until else "all"
-    _snakemake(folder, path, target, stages[done.index(False)] if False in done else None)
+    _snakemake(folder, path, target, stages[done.index(False)] if False in done else "report")
     if not until:
         print(f"report: {folder / 'report.html'}")
 

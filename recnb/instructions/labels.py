@@ -40,13 +40,13 @@ def draw_control(kind, ranked, target, catalog, rng):
     """A control of a task for a sample whose ground truth is ``target``; None if this sample has none.
 
     Positive controls name a category of the target, so that the target itself obeys; negative ones name a category
-    that the target lacks, half of the time the one most frequent in the teacher's list. Shares are multiples of 10 %.
+    that the target lacks, mostly (80 %) the one most frequent in the teacher's list. Shares are multiples of 10 %.
     """
     own = sorted(catalog.categories[target])
     others = sorted(set(catalog.names) - set(own))
     if kind == "I0":
         return NoControl()
-    if kind in ("I1-", "I2<=") and rng.random() < 0.5:
+    if kind in ("I1-", "I2<=") and rng.random() < 0.8:
         name = frequent_other_category(ranked[1:11], target, catalog, rng)
     elif kind == "I1-":
         name = str(rng.choice(others)) if others else None

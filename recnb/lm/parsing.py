@@ -4,7 +4,8 @@ import re
 
 from recnb.requests import Response
 
-LINE = re.compile(r"^\s*(\d+)\s*[.)]\s*(.*?)\s*$")
+LINE = re.compile(r"^\s*(\d+)\s*[.)]\s*(.*?)\s*$", re.ASCII)
+"""ASCII blanks and digits alone, so that ``ppo_math.title_ends`` finds the same lines in the raw bytes."""
 
 
 def titles_of(text):

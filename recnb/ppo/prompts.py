@@ -1,6 +1,5 @@
 """Requests for the RL stage: I0, I1 and I2 in equal parts, drawn from training histories."""
 
-import numpy as np
 
 from recnb import RecnbError
 from recnb.instructions.labels import draw_control, ranked_items

@@ -40,8 +40,8 @@ def execute(stage, profile_path, run_folder):
     try:
         papermill.execute_notebook(source, target, parameters, progress_bar=False, cwd=str(root()), kernel_name="python3")
     except papermill.PapermillExecutionError as error:
-        number = error.cell_index
-        raise RecnbError(f"notebook {stage}, cell {number}: {error.ename}: {error.evalue}\nexecuted notebook: {target}") from None
+        where = f"notebook {stage}, cell {error.cell_index}"
+        raise RecnbError(f"{where}: {error.ename}: {error.evalue}\nexecuted notebook: {target}") from None
     except Exception as error:  # the kernel died: papermill and nbclient raise several kinds
         raise RecnbError(f"notebook {stage}: {type(error).__name__}: {error}\nexecuted notebook: {target}") from error
     _shorten_paths(target, run_folder)
