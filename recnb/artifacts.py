@@ -92,6 +92,7 @@ class Stage:
         self.folder = self.run_folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "manifest.json").unlink(missing_ok=True)
+        self.key = fingerprint(profile, name)[:12]
         self.started = time.time()
         self.inputs = {}
 

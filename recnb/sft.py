@@ -1,6 +1,7 @@
 """The SL stage (2.2): LoRA fine-tuning on the instruction set with trl's SFTTrainer, loss on the completion only."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,10 +88,11 @@ class History(TrainerCallback):
 
 
 def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show=lambda row: None, autocast=True,
-              card=""):  # fmt: skip
+              card="", key="run"):  # fmt: skip
     """Fine-tune and save a PEFT adapter (with rank 0: the whole model) with its model card.
 
-    An interrupted training continues from its last checkpoint under ``folder/checkpoints``.
+    An interrupted training continues from its last checkpoint under ``folder/checkpoints/<key>``; the checkpoints of
+    other keys, and after success all of them, are deleted.
 
     Args:
         model: base model.
@@ -100,12 +102,14 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
         folder: receives ``adapter/`` and ``log.json``.
         show: called with every logged row.
         autocast: matrix products in bfloat16.
+        key: name of these settings (a fingerprint): a checkpoint of other settings must not be continued.
         card: text of the adapter's model card (``model_card``).
 
     Returns:
         ``(model, rows)``: the tuned model and the logged rows.
     """
     folder = Path(folder)
+    checkpoints = checkpoint_folder(folder, key)
     torch.manual_seed(seed)
     data = encode(train, codec, knobs.max_tokens)
     held = encode(validation, codec, knobs.max_tokens)
@@ -113,7 +117,7 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
     rank = knobs.rank
     peft = lora(rank, knobs.alpha, knobs.train_embeddings) if rank else None
     arguments = SFTConfig(
-        output_dir=str(folder / "checkpoints"), per_device_train_batch_size=knobs.batch_size // knobs.accumulation,
+        output_dir=str(checkpoints), per_device_train_batch_size=knobs.batch_size // knobs.accumulation,
         gradient_accumulation_steps=knobs.accumulation, per_device_eval_batch_size=64, max_steps=steps,
         learning_rate=knobs.learning_rate, lr_scheduler_type="cosine", warmup_steps=max(1, steps // 40),
         max_length=None, gradient_checkpointing=False, bf16=autocast, use_cpu=not torch.cuda.is_available(),
@@ -128,10 +132,11 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
         title_column=title_column(titles, model.config.vocab_size), repeat_weight=knobs.repeat_weight,
     )  # fmt: skip
     trainer.remove_callback(_printer())
-    trainer.train(resume_from_checkpoint=latest_checkpoint(folder / "checkpoints"))
+    trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
     with atomic_path(folder / "adapter") as temporary:
         trainer.model.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(checkpoints)
     rows = trainer.state.log_history
     (folder / "log.json").write_text(json.dumps(rows, indent=1))
     return trainer.model.eval(), rows
@@ -150,6 +155,16 @@ def lora(rank, alpha, embeddings=False):
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         modules_to_save=["embed_tokens"] if embeddings else None, ensure_weight_tying=embeddings,
     )  # fmt: skip
+
+
+def checkpoint_folder(folder, key):
+    """``folder/checkpoints/<key>``, made if need be; folders of other keys are deleted."""
+    kept = Path(folder) / "checkpoints" / key
+    for other in kept.parent.glob("*"):
+        if other != kept and other.is_dir():
+            shutil.rmtree(other)
+    kept.mkdir(parents=True, exist_ok=True)
+    return kept
 
 
 def latest_checkpoint(folder):

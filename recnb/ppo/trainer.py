@@ -7,6 +7,7 @@ reference of Equation 6.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from recnb.lm.generation import decode, request_prompt
 from recnb.lm.parsing import parse
 from recnb.ppo import ppo_math
 from recnb.ppo.rewards import batch_scores
-from recnb.sft import History, _printer, latest_checkpoint, lora
+from recnb.sft import History, _printer, checkpoint_folder, latest_checkpoint, lora
 
 
 def with_adapters(model, rank, alpha):
@@ -212,8 +213,8 @@ def ppo_arguments(knobs, seed, folder, autocast):
 
 
 def train_ppo(model, codec, requests, teacher, catalog, knobs, seed, folder, max_new, show=lambda row: None,
-              autocast=True):  # fmt: skip
-    """Run the RL stage; an interrupted run continues from its last checkpoint under ``folder/checkpoints``.
+              autocast=True, key="run"):  # fmt: skip
+    """Run the RL stage; an interrupted run continues from its last checkpoint under ``folder/checkpoints/<key>``.
 
     Args:
         model: the SL model, its adapter merged.
@@ -221,6 +222,7 @@ def train_ppo(model, codec, requests, teacher, catalog, knobs, seed, folder, max
         folder: receives ``actor/``, ``critic/`` and ``log.json``.
         max_new: most tokens of an answer.
         show: called with every logged row.
+        key: name of these settings, see ``recnb.sft.train_sft``.
 
     Returns:
         ``(model, rows)``: the PEFT model with both adapters (actor active) and the logged rows.
@@ -229,15 +231,17 @@ def train_ppo(model, codec, requests, teacher, catalog, knobs, seed, folder, max
     torch.manual_seed(seed)
     peft = with_adapters(model, knobs.rank, knobs.alpha)
     prompts = [request_prompt(r, catalog, seed) for r in requests]
+    checkpoints = checkpoint_folder(folder, key)
     dataset = Dataset.from_dict({"prompt": prompts, "index": list(range(len(prompts)))})
-    arguments = ppo_arguments(knobs, seed, folder / "checkpoints", autocast)
+    arguments = ppo_arguments(knobs, seed, checkpoints, autocast)
     trainer = RecPPOTrainer(peft, arguments, dataset, requests, codec, teacher, catalog, knobs, max_new, seed,
                             [History(show)])  # fmt: skip
     trainer.remove_callback(_printer())
-    trainer.train(resume_from_checkpoint=latest_checkpoint(folder / "checkpoints"))
+    trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.set_adapter("actor")
     model.save_pretrained(folder, selected_adapters=["actor", "critic"])
+    shutil.rmtree(checkpoints)
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1))
     return model.eval(), trainer.state.log_history
 

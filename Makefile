@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: reproduce test lab clean setup
+
+## The main job: set-up, then seven notebooks on MovieLens-100K and a report.
+reproduce: setup
+	$(BIN)/recnb run laptop
+	@echo "open papermill_runs/laptop/report.html"
+
+## Set-up and all tests: unit, property, notebooks (nbval), the smoke run through Snakemake.
+test: setup
+	$(BIN)/ruff check recnb tests
+	$(BIN)/python -m pytest -q tests
+
+## The notebooks in JupyterLab.
+lab: setup
+	$(BIN)/jupyter lab notebooks
+
+## Delete the runs (not the reference run) and the environment.
+clean:
+	find papermill_runs -mindepth 1 -maxdepth 1 ! -name profiles ! -name reference -exec rm -rf {} +
+	rm -rf $(VENV)
+
+setup: $(VENV)/.ready
+
+# torch first: with it in place the lock's other packages do not pull another build.
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "recnb needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$$(grep ^torch== requirements.lock)"
+	$(BIN)/pip install --quiet --no-deps -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps -e .
+	touch $@
