@@ -1,0 +1,107 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recnb import RecnbError
+from recnb.catalog import Catalog, clean_title, unique_titles
+from recnb.datasets import assemble, tabular
+from recnb.interactions import Histories, k_core, statistics, time_order
+
+
+@pytest.mark.parametrize(
+    "raw, clean",
+    [
+        ("Usual Suspects, The (1995)", "The Usual Suspects (1995)"),
+        ("Usual Suspects, The", "The Usual Suspects"),
+        ("Good, The Bad and The Ugly, The (1966)", "The Good, The Bad and The Ugly (1966)"),
+        ("Cry, the Beloved Country (1995)", "Cry, the Beloved Country (1995)"),
+        ("a\nb\t c", "a b c"),
+        ("Tom &amp; <b>Jerry</b>", "Tom & Jerry"),
+        ("\U0001f600 'quoted' \"x\"", "\U0001f600 'quoted' \"x\""),
+    ],
+)
+def test_clean_title(raw, clean):
+    assert clean_title(raw) == clean
+
+
+@given(st.lists(st.text(alphabet="abAB (2)", min_size=1, max_size=6).map(str.strip).filter(bool), max_size=20))
+def test_unique_titles(titles):
+    unique = unique_titles(titles)
+    assert len({t.casefold() for t in unique}) == len(titles)
+    assert all(new.startswith(old) for old, new in zip(titles, unique, strict=True))
+
+
+def test_catalog_finds_and_suggests(toy):
+    assert toy.find(" A1 ") == 1 and toy.find("a3") is None and len(toy) == 6
+    assert toy.members("A") == {1, 2, 5}
+    with pytest.raises(RecnbError, match="nearest: A"):
+        toy.members("AA")
+    with pytest.raises(RecnbError, match="no item has a category"):
+        Catalog(["x"], [set()])
+
+
+def test_k_core_by_brute_force(rng):
+    log = pd.DataFrame({"user": rng.integers(30, size=300), "item": rng.integers(40, size=300)}).drop_duplicates()
+    left = k_core(log, 5)
+    assert left["user"].value_counts().min() >= 5 and left["item"].value_counts().min() >= 5
+    rows = set(map(tuple, log.values))
+    while True:
+        users, items = [u for u, _ in rows], [i for _, i in rows]
+        bad = {(u, i) for u, i in rows if users.count(u) < 5 or items.count(i) < 5}
+        if not bad:
+            break
+        rows -= bad
+    assert set(map(tuple, left.values)) == rows
+    with pytest.raises(RecnbError, match="lower data.k_core"):
+        k_core(log, 100)
+
+
+def test_ties_keep_file_order():
+    log = pd.DataFrame({"user": [1, 1, 1], "item": [9, 3, 5], "timestamp": [7, 7, 2]})
+    assert time_order(log)["item"].tolist() == [5, 9, 3]
+
+
+def test_leave_one_out_and_round_trip(tmp_path, world):
+    catalog, histories = world
+    assert histories.target(0, "test") == histories.items[0][-1]
+    assert histories.target(0, "validation") not in histories.seen(0, "validation")
+    histories.to_parquet(tmp_path / "h.parquet")
+    catalog.to_parquet(tmp_path / "c.parquet")
+    again = Histories.from_parquet(tmp_path / "h.parquet")
+    assert all(np.array_equal(a, b) for a, b in zip(again.items, histories.items, strict=True))
+    assert Catalog.from_parquet(tmp_path / "c.parquet").categories == catalog.categories
+    numbers = statistics(histories, catalog)
+    assert numbers["interactions"] == sum(map(len, histories.items))
+
+
+ITEMS = "item,title,categories\n1,One,A|B\n2,Two,B\n3,Three,A\n"
+LOG = "user,item,timestamp\n" + "".join(f"{u},{i},{i}\n" for u in range(3) for i in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "items, log, message",
+    [
+        (ITEMS.replace("categories", "genre"), LOG, "no column 'categories'"),
+        (ITEMS.replace("A|B", "").replace(",B", ",").replace(",A", ","), LOG, "categories is empty"),
+        (ITEMS + "1,Again,A\n", LOG, "row 5: item '1' stands there twice"),
+        (ITEMS, LOG.replace("0,2,2", "0,2,yesterday"), "row 3: timestamp 'yesterday'"),
+        (ITEMS, LOG.replace("timestamp", "date"), "no column 'timestamp'"),
+        (ITEMS, LOG.replace("1,3,3", "1,8,3"), "row 7: item '8' is not in items.csv"),
+    ],
+)
+def test_tabular_names_file_and_row(tmp_path, items, log, message):
+    (tmp_path / "items.csv").write_text(items)
+    (tmp_path / "interactions.csv").write_text(log)
+    with pytest.raises(RecnbError, match=message):
+        tabular.read(tmp_path)
+
+
+def test_tabular_works(tmp_path):
+    (tmp_path / "items.csv").write_text(ITEMS)
+    (tmp_path / "interactions.csv").write_text(LOG)
+    catalog, histories = assemble(*tabular.read(tmp_path), 3)
+    assert catalog.titles[1:] == ["One", "Two", "Three"] and len(histories) == 3
+    with pytest.raises(RecnbError, match="items.csv does not exist"):
+        tabular.read(tmp_path / "nothing")

@@ -1,0 +1,86 @@
+import papermill
+import pytest
+import yaml
+
+from recnb import RecnbError
+from recnb.artifacts import fingerprint
+from recnb.cli import overrides
+from recnb.profile import STAGES, Profile, load, profiles_folder, root
+
+
+@pytest.mark.parametrize("path", sorted(profiles_folder().glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_profile_is_valid(path):
+    assert load(path.stem).name == path.stem
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("sft: {rnk: 3}", "sft.rnk: unknown key, did you mean rank"),
+        ("sfft: {rank: 3}", "sfft: unknown key, did you mean sft"),
+        ("sft: {rank: -1}", "sft.rank"),
+        ("sft: {rank: many}", "sft.rank"),
+        ("teacher: {width: 10, heads: 4}", "must divide"),
+        ("ppo: {k_min: 5, k_max: 3}", "larger than"),
+        ("data: {dataset: tabular}", "data.path"),
+        ("model: {name: other}\nsft: {repeat_weight: 1}", "whole_titles"),
+        ("[1, 2]", "mapping"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecnbError, match=message):
+        load(path)
+
+
+def test_unknown_profile_suggests_a_name():
+    with pytest.raises(RecnbError, match="Did you mean laptop"):
+        load("labtop")
+
+
+def test_overrides():
+    assert overrides(["sft.rank=32", "model.name=x"]) == {"sft.rank": 32, "model.name": "x"}
+    assert load("smoke", {"sft.rank": 3}).sft.rank == 3
+    with pytest.raises(RecnbError, match="key=value"):
+        overrides(["sft.rank"])
+
+
+def test_a_knob_changes_its_stage_and_later_ones_only():
+    before, after = load("smoke"), load("smoke", {"ppo.steps": 7})
+    same = [fingerprint(before, s) == fingerprint(after, s) for s in STAGES]
+    assert same == [True] * 4 + [False] * 3
+
+
+def test_every_section_belongs_to_a_stage():
+    from recnb.profile import SECTIONS
+
+    assert sorted(sum(SECTIONS.values(), [])) == sorted(set(Profile.model_fields) - {"name", "seed"})
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_notebook_shape(stage):
+    import nbformat
+
+    path = root() / "notebooks" / f"{stage}.ipynb"
+    code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    assert set(papermill.inspect_notebook(path)) == {"profile", "run", "overrides"}
+    assert len(code) <= 20
+    assert max(len(c.source.splitlines()) for c in code) <= 25
+    assert not any("class " == line[:6] for c in code for line in c.source.splitlines())
+    assert any(c.outputs for c in code), "nbval would compare nothing"
+
+
+def test_pins_agree():
+    import tomllib
+
+    lock = dict(line.split("==") for line in (root() / "requirements.lock").read_text().splitlines() if "==" in line)
+    project = tomllib.loads((root() / "pyproject.toml").read_text())["project"]
+    direct = project["dependencies"] + project["optional-dependencies"]["test"]
+    normal = {name.lower().replace("_", "-"): version for name, version in lock.items()}
+    for pin in direct:
+        name, version = pin.split("==")
+        assert normal[name.lower()] == version, pin
+    conda = yaml.safe_load((root() / "environment.yml").read_text())["dependencies"][-1]["pip"]
+    assert dict(line.split("==") for line in conda if "==" in line) == lock

@@ -1,0 +1,105 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl
+from recnb.ppo.rewards import batch_scores, score_list
+from recnb.requests import Request, Response
+from tests.test_controls import CONTROLS, WORLD
+
+LISTS = st.lists(st.one_of(st.none(), st.integers(1, 20)), max_size=12)
+
+
+def brute_force(request, items, ranks):
+    """Equations 1 to 5 and Algorithm 1, line by line as printed."""
+    scores, ctl, star, seen, c_in, c_out, k = [], [], [], [], 0, 0, request.k
+    c, m = request.control, float(getattr(request.control, "share", 0))
+    for i, item in enumerate(items, start=1):
+        if item is None or item in seen or item in request.history or i > k:
+            scores.append(-1.0), ctl.append(-1.0), star.append(-1.0)
+            seen.append(item)
+            continue
+        seen.append(item)
+        scores.append(1.0 if item == request.target else 1 / math.log2(ranks[i - 1] + 3))
+        star.append(scores[-1] / math.log2(i + 2))
+        inn = int(item % 3 == 0 and item <= 18)
+        out = 1 - inn
+        c_in, c_out = c_in + inn, c_out + out
+        eps = 1e-9
+        if isinstance(c, NoControl):
+            s = scores[-1]
+        elif isinstance(c, Include):
+            s = inn
+        elif isinstance(c, Exclude):
+            s = out
+        elif isinstance(c, AtMost):
+            s = 0.5 if c_out > k - k * m + eps else 1.0 if out else 0.5 if c_in < k * m - eps else 0.0
+        elif isinstance(c, AtLeast):
+            s = 0.5 if c_in > k else 1.0 if inn else 0.5 if c_out < k - k * m - eps else 0.0
+        elif inn:
+            s = 1.0 if c_in <= k * m + eps else 0.0
+        else:
+            s = 1.0 if c_in >= k * m - eps else 0.5 if c_out <= k - k * m + eps else 0.0
+        ctl.append(float(s))
+    gap = {NoControl: 0, AtMost: max(c_in - k * m, 0), AtLeast: max(k * m - c_in, 0), About: abs(c_in - k * m)}
+    if isinstance(c, NoControl):
+        aim = sum(star)
+    elif isinstance(c, Include):
+        aim = 1 / math.log2(k - c_in + 2)
+    elif isinstance(c, Exclude):
+        aim = 1 / math.log2(k - c_out + 2)
+    else:
+        aim = 1 / math.log2(gap[type(c)] + 2)
+    return scores, ctl, [0.5 * a + 0.5 * b for a, b in zip(scores, ctl, strict=True)], 0.5 * sum(star) + 0.5 * aim
+
+
+@given(CONTROLS, LISTS, st.integers(1, 10), st.integers(1, 20), st.lists(st.integers(1, 20), max_size=4), st.integers(0, 99))
+def test_equations_by_brute_force(control, items, k, target, history, seed):
+    ranks = np.random.default_rng(seed).integers(20, size=len(items))
+    request = Request(0, tuple(history), tuple(history), control, k, target)
+    found = score_list(request, items, ranks, WORLD)
+    scores, ctl, item, total = brute_force(request, items, ranks)
+    assert np.allclose(found.preference, scores) and np.allclose(found.control, ctl) and np.allclose(found.item, item)
+    assert found.list == pytest.approx(total)
+
+
+@given(CONTROLS, LISTS.filter(len), st.integers(1, 10), st.sampled_from(["paper", "released"]))
+def test_an_illegal_item_never_pays(control, items, k, fidelity):
+    request = Request(0, (), (), control, k, 1)
+    ranks = np.zeros(len(items), dtype=int)
+    before = score_list(request, items, ranks, WORLD, fidelity)
+    assert np.all(before.item[~before.legal] == -1)
+    assert np.all(before.item[before.legal] >= 0)
+
+
+@given(CONTROLS.filter(lambda c: not isinstance(c, NoControl)), st.permutations(range(1, 21)), st.integers(1, 10))
+def test_an_obeying_list_scores_the_controls_maximum(control, ranked, k):
+    chosen = control.select(ranked, k, WORLD)
+    if chosen and not (isinstance(control, About) and (k * control.share).denominator > 1):
+        inside = sum(i in WORLD.members("A") for i in chosen)
+        assert control.list_score(inside, k - inside, k, 0.0) == pytest.approx(1.0)
+
+
+def test_released_reading_by_hand(toy):
+    request = Request(0, (), (), Include("A"), 2, 1)
+    score = score_list(request, [1, 3], [0, 1], toy, "released")
+    ideal = 1 + 1 / math.log2(3) ** 2
+    total = (1 / 1 + 0.5 / math.log2(3)) / ideal
+    assert score.list == pytest.approx(0.5 * total + 0.5 * (1 / 2))
+    plain = score_list(Request(0, (), (), NoControl(), 2, 3), [1, 3], [0, 1], toy, "released")
+    total = (1 / math.log2(3) + 1 / math.log2(3)) / ideal
+    assert plain.list == pytest.approx(0.5 * total + 0.5 / math.log2(3))
+    many = score_list(Request(0, (), (), AtLeast("A", "1/2"), 2, 1), [1, 2], [0, 1], toy, "released")
+    assert many.control.tolist() == [1.0, 0.5]
+
+
+def test_batch_equals_single(world, teacher, rng):
+    catalog, histories = world
+    requests = [Request(u, tuple(histories.items[u][:3]), tuple(histories.items[u][:3]), NoControl(), 4, 7) for u in range(5)]
+    answers = [Response("", [], [int(i) for i in rng.integers(1, len(catalog), size=5)]) for _ in requests]
+    for request, answer, found in zip(requests, answers, batch_scores(requests, answers, teacher, catalog), strict=True):
+        rank = teacher.ranks([request.seen], [answer.items])[0]
+        assert np.allclose(found.item, score_list(request, answer.items, rank, catalog).item, atol=1e-6)

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+
+from recnb.profile import Teacher as Knobs
+from recnb.teacher.popularity import ItemKNN, Popularity, Transitions
+from recnb.teacher.ranking import leave_one_out, ranks, top_k, unseen
+from recnb.teacher.training import load_teacher, save_teacher, train_sasrec
+
+
+def test_ranks_by_brute_force(rng):
+    scores = rng.normal(size=12).astype(np.float32)
+    scores[0] = -np.inf
+    history, items = [3, 7], [1, 2, 11]
+    order = [i for i in np.argsort(-scores) if i not in history and i]
+    assert ranks(scores, history, items).tolist() == [order.index(i) for i in items]
+
+
+def test_top_k_never_returns_a_disallowed_item(rng):
+    scores = rng.normal(size=(5, 9))
+    allowed = rng.random((5, 9)) < 0.3
+    for row, found in enumerate(top_k(scores, 6, allowed)):
+        assert all(allowed[row, i] and i > 0 for i in found)
+        assert len(found) == min(6, allowed[row, 1:].sum())
+        assert list(found) == sorted(found, key=lambda i: -scores[row, i])
+
+
+def test_sasrec_is_causal_and_padding_free(teacher):
+    model = teacher.model
+    a, b = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[1, 2, 3, 9]])
+    assert torch.allclose(model.hidden(a)[:, :3], model.hidden(b)[:, :3], atol=1e-6)
+    short = teacher.scores([[5, 6]])
+    padded = model.logits(model.hidden(torch.tensor([[0, 0, 5, 6]])))[0, -1].detach().numpy()
+    assert np.allclose(short[0][1:], padded[1:], atol=1e-5)
+
+
+def test_training_beats_popularity_and_round_trips(world, tmp_path):
+    catalog, histories = world
+    knobs = Knobs(width=32, max_length=12, max_epochs=25, learning_rate=0.003, dropout=0.2, batch_size=32)
+    trained, rows = train_sasrec(histories, len(catalog), knobs, 0)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    hr = leave_one_out(trained.scores, histories, "test", len(catalog))["HR@10"].mean()
+    assert hr > 1.5 * leave_one_out(Popularity(histories, len(catalog)).scores, histories, "test", len(catalog))["HR@10"].mean()
+    save_teacher(trained, tmp_path / "t.safetensors")
+    again = load_teacher(tmp_path / "t.safetensors", len(catalog), knobs)
+    assert np.array_equal(again.scores([[1, 2]]), trained.scores([[1, 2]]))
+
+
+@pytest.mark.parametrize("kind", [Popularity, ItemKNN, Transitions])
+def test_baselines_have_the_teachers_shape(kind, world):
+    catalog, histories = world
+    assert kind(histories, len(catalog)).scores([[1, 2], [3]]).shape == (2, len(catalog) + 1)
+
+
+def test_unseen():
+    assert unseen([[1, 3]], 3).tolist() == [[False, False, True, False]]
