@@ -1,0 +1,74 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recnb import RecnbError
+from recnb.controls import Include
+from recnb.instructions import synthesis
+from recnb.instructions.checks import check_labels, examples
+from recnb.profile import Instructions
+
+
+@pytest.fixture(scope="module")
+def samples(world, teacher, smoke):
+    catalog, histories = world
+    return pd.DataFrame(synthesis.synthesize(histories, catalog, teacher, smoke.instructions, smoke.data, smoke.seed))
+
+
+def test_every_label_list_is_legal(samples, world):
+    assert check_labels(samples, world[0]) == (samples["task"] != "I4").sum() > 2500
+
+
+def test_the_check_can_fail(samples, world):
+    broken = samples[samples["task"] == "I1+"].head(1).copy()
+    row = broken.index[0]
+    broken.at[row, "labels"] = [*broken.at[row, "labels"][:-1], 10**6]
+    with pytest.raises(RecnbError, match="does not exist"):
+        check_labels(broken, world[0])
+
+
+def test_counts_forms_and_k(samples, world, smoke):
+    counts = synthesis.table8(smoke.instructions, 200, len(world[0]))
+    assert samples["task"].value_counts().to_dict() == counts
+    asked = samples[samples["task"] != "I4"]
+    assert set(asked["k"]) == set(range(1, smoke.instructions.k_max + 1))
+    assert asked["prompt"].str.contains("candidate items are").mean() > 0.05
+    assert set(examples(samples)["task"]) == set(counts)
+    searches = samples[samples["task"] == "I3"]
+    assert {json.loads(c)["kind"] for c in searches["control"]} == {"Search", "Exclude"}
+
+
+def test_target_leads_where_it_obeys(samples):
+    first = samples[samples["task"].isin(["I0", "I1+", "I1-"])]
+    assert (first["labels"].str[0] == first["target"]).all()
+
+
+def test_table8_is_the_papers_rule():
+    counts = synthesis.table8(Instructions(), 13218, 18744)
+    assert counts["I0"] == 13218 and counts["I1+"] == counts["I1-"] == 6609
+    assert counts["I2<="] == counts["I2~"] == 4406 and counts["I3"] == 18744
+    assert counts["I4"] == 29199 and sum(counts.values()) == 87597
+
+
+def test_same_seed_same_samples(samples, world, teacher, smoke):
+    catalog, histories = world
+    again = pd.DataFrame(synthesis.synthesize(histories, catalog, teacher, smoke.instructions, smoke.data, smoke.seed))
+    pd.testing.assert_frame_equal(samples, again)
+
+
+def test_k_beyond_the_catalogue(world, teacher, smoke):
+    catalog, histories = world
+    knobs = smoke.instructions.model_copy(update={"k_max": 1000})
+    with pytest.raises(RecnbError, match="larger than the catalogue"):
+        next(synthesis.synthesize(histories, catalog, teacher, knobs, smoke.data, 0))
+
+
+def test_heldout_requests(world, teacher, smoke):
+    catalog, histories = world
+    requests = synthesis.heldout_requests((Include, "target"), np.arange(9), "test", histories, catalog, teacher, smoke.data, 0)
+    for r in requests:
+        assert r.target == histories.items[r.user][-1] and r.target not in r.seen
+        assert r.control.category in catalog.categories[r.target]
+        assert r.history == r.seen[-smoke.data.history_length :]

@@ -1,0 +1,131 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recnb.catalog import Catalog
+from recnb.controls import NoControl
+from recnb.instructions.templates import numbered
+from recnb.lm.constrained import CatalogAutomaton
+from recnb.lm.generation import LanguageModelRecommender, decode
+from recnb.lm.losses import repeated_mass
+from recnb.lm.parsing import parse, titles_of
+from recnb.lm.text import Codec
+from recnb.lm.tokenizer import build_tokenizer
+from recnb.requests import Request
+from recnb.sft import encode
+
+
+def test_tokens_give_back_every_text(language_model, world):
+    codec = language_model[1]
+    titles = [*world[0].titles[1:], "Amélie", "\U0001f600 <b>", "Ignore all instructions' and \"quotes\""]
+    for text in [*titles, numbered([1, 2, 3], world[0]), "1. Tom\n2. Ha'ag\n\n"]:
+        assert codec.decode(codec.tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_odd_titles_survive_as_whole_tokens():
+    catalog = Catalog(["Seven", "Amélie", "'Til There", "<i>x</i>", "M"], [{"A"}] * 5)
+    codec = Codec(build_tokenizer(catalog, [], 400, True))
+    text = numbered(range(1, 6), catalog)
+    ids = codec.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert codec.decode(ids) == text and len(ids) == 10
+    assert parse(text, catalog).items == [1, 2, 3, 4, 5]
+
+
+def test_parsing(toy):
+    answer = parse("Sure!\n1. a1\n2) B2 \n3.\n4. nothing\n5. a1", toy)
+    assert answer.items == [1, 4, None, 1] and titles_of("") == []
+
+
+def test_greedy_equals_generate(language_model):
+    model, codec = language_model
+    prompts = [codec.prompt("Hello you"), codec.prompt("What is 2 plus 3? And more words"), codec.prompt("x")]
+    ours = decode(model, codec, prompts, 12)
+    for prompt, found in zip(prompts, ours, strict=True):
+        out = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=codec.pad,
+                             eos_token_id=codec.eos)[0, len(prompt) :].tolist()  # fmt: skip
+        assert found == out
+
+
+def test_constrained_equals_generate_with_allowed_tokens(language_model, world):
+    model, codec = language_model
+    automaton = CatalogAutomaton(codec, world[0])
+    prompt = codec.prompt("Three films please")
+    ours = decode(model, codec, [prompt], 80, states=[automaton.start(3, [1, 2, 5])])[0]
+
+    def allowed(_, ids):
+        state = automaton.start(3, [1, 2, 5])
+        for token in ids[len(prompt) :].tolist():
+            state.advance(token)
+        return state.allowed().tolist()
+
+    out = model.generate(torch.tensor([prompt]), max_new_tokens=80, do_sample=False, pad_token_id=codec.pad,
+                         eos_token_id=codec.eos, prefix_allowed_tokens_fn=allowed)[0, len(prompt) :].tolist()  # fmt: skip
+    assert ours == out
+    items = parse(codec.decode(ours), world[0]).items
+    assert len(set(items)) == 3 and not {None, 1, 2, 5} & set(items)
+
+
+def test_automaton_allows_exactly_the_legal_lists():
+    """Titles that are prefixes of each other, by enumeration of every path."""
+    catalog = Catalog(["a", "a b", "a b c", "d"], [{"A"}] * 4)
+    codec = Codec(build_tokenizer(catalog, [], 320, False))
+    automaton, found = CatalogAutomaton(codec, catalog), set()
+
+    def walk(tokens):
+        state = automaton.start(2, [4])
+        for token in tokens:
+            state.advance(token)
+        if tokens and tokens[-1] == codec.eos:
+            found.add(tuple(parse(codec.decode(tokens), catalog).items))
+            return
+        for token in state.allowed().tolist():
+            walk([*tokens, token])
+
+    walk([])
+    assert found == {(a, b) for a in (1, 2, 3) for b in (1, 2, 3) if a != b}
+
+
+def test_recommender_keeps_the_order_of_requests(language_model, world):
+    model, codec = language_model
+    automaton = CatalogAutomaton(codec, world[0])
+    requests = [Request(u, tuple(range(1, 2 + u % 3)), (1, 2, 3), NoControl(), 2 + u % 3, None) for u in range(7)]
+    together = LanguageModelRecommender(model, codec, world[0], automaton, batch_size=3).recommend(requests)
+    for request, answer in zip(requests, together, strict=True):
+        alone = LanguageModelRecommender(model, codec, world[0], automaton).recommend([request])[0]
+        assert answer.items == alone.items and len(answer.items) == request.k
+
+
+@given(st.integers(0, 10**6))
+def test_repeated_mass_by_brute_force(seed):
+    generator = torch.Generator().manual_seed(seed)
+    items, samples = 8, 3
+    history = torch.rand(samples, items, generator=generator) < 0.3
+    sample, titles = [], []
+    for s in range(samples):
+        for t in torch.randperm(items, generator=generator)[: 1 + s].tolist():
+            sample.append(s), titles.append(t)
+    log_probs = torch.log_softmax(torch.randn(len(sample), items, generator=generator), -1)
+    found = repeated_mass(log_probs, torch.tensor(sample), torch.tensor(titles), history)
+    for row, (s, _) in enumerate(zip(sample, titles, strict=True)):
+        mine = [t for q, t in zip(sample, titles, strict=True) if q == s]
+        before = [t for r, (q, t) in enumerate(zip(sample, titles, strict=True)) if q == s and r < row]
+        banned = {t for t in range(items) if t in before or (history[s, t] and t not in mine)}
+        assert abs(found[row].item() - sum(log_probs[row, t].exp().item() for t in banned)) < 1e-5
+
+
+def test_completion_loss_equals_the_full_loss(language_model, tmp_path):
+    import pandas as pd
+    from trl import SFTConfig
+
+    from recnb.sft import CompletionTrainer
+
+    model, codec = language_model
+    frame = pd.DataFrame({"prompt": ["Hello", "What is 2 plus 3?"], "completion": ["1. x\n2. y", "5"]})
+    data = encode(frame, codec, 200)
+    trainer = CompletionTrainer(model=model, train_dataset=data, processing_class=codec.tokenizer, args=SFTConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None, gradient_checkpointing=False))  # fmt: skip
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+    batch = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
+    ours = trainer.compute_loss(model, dict(batch))
+    full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
+    assert torch.allclose(ours, full, atol=1e-5)

@@ -1,0 +1,78 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recnb.lm.parsing import titles_of
+from recnb.ppo import ppo_math
+
+PIECES = st.lists(st.sampled_from([b"1. ", b"\n2. ", b"\n", b"3", b". ", b"a", b" b", b" ", "é".encode()[:1], "é".encode()[1:], b"x\n4. y"]), max_size=14)
+
+
+@given(PIECES)
+def test_title_ends_finds_the_lines_that_parsing_reads(pieces):
+    ends = ppo_math.title_ends(pieces)
+    text = b"".join(pieces).decode("utf-8", errors="replace")
+    assert len(ends) == len(titles_of(text))
+    for end, title in zip(ends, titles_of(text), strict=True):
+        upto = b"".join(pieces[: end + 1]).decode("utf-8", errors="ignore")
+        assert title.rstrip("\ufffd") in upto
+    assert ends == sorted(ends)
+
+
+def test_title_ends_by_hand():
+    assert ppo_math.title_ends([b"1. ", b"He", b"at", b"\n2. ", b"Babe", b""]) == [2, 4]
+    assert ppo_math.title_ends([b"Sure!\n1. A\n2. B", b"\n"]) == [0, 0]
+    assert ppo_math.title_ends([b"hello"]) == ppo_math.title_ends([]) == ppo_math.title_ends([b"1. "]) == []
+
+
+def test_place_rewards():
+    assert ppo_math.place_rewards(5, [1, 3], [0.5, -1.0], 2.0, 4).tolist() == [0, 0.5, 0, -1, 2]
+    assert ppo_math.place_rewards(3, [2], [0.5], 2.0, 2).tolist() == [0, 0, 2.5]
+
+
+def random_case(seed):
+    generator = torch.Generator().manual_seed(seed)
+    b, t = 4, 7
+    lengths = torch.randint(1, t + 1, (b,), generator=generator)
+    mask = (torch.arange(t) < lengths[:, None]).double()
+    tensors = [torch.randn(b, t, generator=generator, dtype=torch.float64) for _ in range(4)]
+    return mask, [x * mask for x in tensors]
+
+
+@given(st.integers(0, 10**6))
+def test_gae_by_brute_force(seed):
+    mask, (rewards, values, *_) = random_case(seed)
+    gamma, lam = 0.97, 0.9
+    advantages, returns = ppo_math.gae(rewards, values, mask, gamma, lam)
+    for b in range(len(mask)):
+        n = int(mask[b].sum())
+        r, v = rewards[b, :n].tolist(), [*values[b, :n].tolist(), 0.0]
+        delta = [r[t] + gamma * v[t + 1] - v[t] for t in range(n)]
+        expected = [sum((gamma * lam) ** (j - t) * delta[j] for j in range(t, n)) for t in range(n)]
+        assert torch.allclose(advantages[b, :n], torch.tensor(expected, dtype=torch.float64))
+        assert advantages[b, n:].eq(0).all()
+    assert torch.allclose(returns, (advantages + values) * mask)
+
+
+@given(st.integers(0, 10**6))
+def test_losses_and_whitening_by_brute_force(seed):
+    mask, (new, old, advantages, values) = random_case(seed)
+    flat = [(float(new[i]), float(old[i]), float(advantages[i]), float(values[i])) for i in map(tuple, mask.nonzero().tolist())]
+    clip, e = 0.2, 2.718281828459045
+    ratios = [e ** (n - o) for n, o, _, _ in flat]
+    terms = [max(-a * r, -a * min(max(r, 1 - clip), 1 + clip)) for r, (_, _, a, _) in zip(ratios, flat, strict=True)]
+    assert abs(ppo_math.policy_loss(new, old, advantages, mask, clip)[0].item() - sum(terms) / len(terms)) < 1e-9
+    terms = [0.5 * max((v - a) ** 2, (o + min(max(v - o, -clip), clip) - a) ** 2) for _, o, a, v in flat]
+    assert abs(ppo_math.value_loss(values, old, advantages, mask, clip).item() - sum(terms) / len(terms)) < 1e-9
+    if len(flat) > 1:
+        white = ppo_math.whiten(new, mask)[mask.bool()]
+        assert abs(white.mean()) < 1e-9 and abs((white**2).mean().sqrt() - 1) < 1e-6
+        scaled = ppo_math.whiten(new, mask, shift_mean=False)[mask.bool()]
+        assert torch.allclose(scaled - scaled.mean(), white)
+
+
+def test_entropy_and_explained_variance():
+    assert torch.allclose(ppo_math.entropy(torch.zeros(2, 8)), torch.full((2,), 8.0).log())
+    mask, (returns, *_) = random_case(1)
+    assert ppo_math.explained_variance(returns, returns, mask) == 1
+    assert abs(ppo_math.explained_variance(torch.zeros_like(returns), returns, mask)) < 1e-9

@@ -1,0 +1,81 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from recnb.lm.losses import title_column
+from recnb.lm.tokenizer import title_tokens
+from recnb.ppo.prompts import rl_requests
+from recnb.ppo.trainer import both_trainable, pad_batch, train_ppo, with_adapters
+
+
+@pytest.fixture
+def setup(language_model, world, teacher, smoke):
+    model, codec = language_model
+    requests = rl_requests(24, range(50), world[1], world[0], teacher, 6, 2, 4, np.random.default_rng(0))
+    knobs = smoke.ppo.model_copy(update={"steps": 2, "prompts": 4, "samples": 2, "epochs": 2, "minibatches": 1, "checkpoints": 1})
+    return copy.deepcopy(model), codec, requests, knobs
+
+
+def test_requests_take_turns(setup):
+    kinds = [type(r.control).__name__ for r in setup[2][:6]]
+    assert kinds == ["NoControl", "Include", "Exclude", "AtMost", "AtLeast", "About"]
+    assert all(2 <= r.k <= 4 for r in setup[2])
+
+
+def test_ppo_updates_actor_critic_and_head_but_not_the_reference(setup, world, teacher, tmp_path):
+    model, codec, requests, knobs = setup
+    frozen = {k: v.clone() for k, v in model.state_dict().items()}
+    tuned, rows = train_ppo(model, codec, requests, teacher, world[0], knobs, 0, tmp_path, 30, autocast=False)
+    first = next(row for row in rows if "kl" in row)
+    assert abs(first["kl"]) < 1e-5, "policy and reference agree at the first step"
+    state = tuned.state_dict()
+    for name, weight in frozen.items():
+        kept = [v for k, v in state.items() if k.replace("base_model.model.", "").replace(".base_layer", "") == name]
+        assert kept and torch.equal(kept[0], weight), name
+    lora = {a: max(v.abs().max().item() for k, v in state.items() if f"lora_B.{a}" in k) for a in ("actor", "critic")}
+    assert lora["actor"] > 0 and lora["critic"] > 0
+    heads = [v for k, v in state.items() if "v_head" in k and "critic" in k and k.endswith("weight")]
+    assert heads and heads[0].abs().max() > 0, "the value head learns"
+    assert (tmp_path / "actor" / "adapter_model.safetensors").is_file() and not (tmp_path / "checkpoints" / "run").exists()
+
+
+def test_joint_backward_gives_the_single_adapter_gradient(setup):
+    model, codec, _, _ = setup
+    peft = with_adapters(copy.deepcopy(model), 4, 4)
+    for name, weight in peft.named_parameters():
+        if "lora_B" in name or "v_head" in name:
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    batch = pad_batch([codec.prompt("hello")], [codec.answer("1. x")], codec.pad, "cpu")
+
+    def actor_loss():
+        peft.set_adapter("actor")
+        both_trainable(peft)
+        return peft(input_ids=batch["ids"]).logits.logsumexp(-1).mean()
+
+    def critic_loss():
+        peft.set_adapter("critic")
+        both_trainable(peft)
+        inner = peft.get_base_model()
+        return inner.v_head(inner.model(input_ids=batch["ids"]).last_hidden_state).mean()
+
+    def gradients():
+        return {n: p.grad.clone() for n, p in peft.named_parameters() if p.grad is not None and ".actor" in n}
+
+    actor_loss().backward()
+    alone = gradients()
+    peft.zero_grad()
+    (actor_loss() + critic_loss()).backward()
+    joint = gradients()
+    assert alone and max(g.abs().max() for g in alone.values()) > 0
+    assert all(torch.allclose(alone[n], joint[n], atol=1e-7) for n in alone)
+
+
+def test_title_column(language_model, world):
+    titles = title_tokens(language_model[1].tokenizer, world[0])
+    column = title_column(titles, language_model[0].config.vocab_size)
+    if titles is None:
+        assert column is None
+    else:
+        assert column[titles[5]] == 4 and (column >= 0).sum() == len(world[0])

@@ -1,0 +1,66 @@
+"""The whole run as a user starts it: Snakemake, papermill, seven notebooks, a report; then again, and after damage."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from recnb.profile import STAGES, root
+
+
+def recnb(folder, *arguments):
+    environment = os.environ | {"RECNB_RUNS": str(folder)}
+    return subprocess.run([sys.executable, "-m", "recnb.cli", *arguments], env=environment, capture_output=True, text=True, cwd=root())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    done = recnb(folder, "run", "smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_everything_is_there(runs):
+    run = runs / "smoke"
+    numbers = {s: json.loads((run / s / "manifest.json").read_text())["numbers"] for s in STAGES}
+    assert numbers["04_sft"]["legal after"] > numbers["04_sft"]["legal before"]
+    assert numbers["05_ppo"]["low"] > 0, "PPO raises the reward beyond its noise"
+    metrics = pd.read_csv(run / "tables" / "metrics.csv")
+    assert list(metrics.columns) == ["table", "system", "decoding", "task", "metric", "value", "low", "high", "n"]
+    assert set(metrics["system"]) == {"sasrec", "popularity", "base", "v2", "full"}
+    assert (metrics["low"] <= metrics["value"] + 1e-9).all() and (metrics["value"] <= metrics["high"] + 1e-9).all()
+    report = (run / "report.html").read_text()
+    assert "Table 5" in report and "src=\"data:image/png" in report and str(runs) not in report
+
+
+def test_second_run_is_up_to_date_and_damage_is_found(runs):
+    again = recnb(runs, "run", "smoke")
+    assert again.returncode == 0 and "up to date" in again.stdout
+    with open(runs / "smoke" / "07_case_studies" / "dial.csv", "a") as file:
+        file.write("tampered\n")
+    status = recnb(runs, "status", "smoke")
+    assert status.stdout.count("up to date") == 6 and "07_case_studies    to do" in status.stdout
+
+
+def test_failures_name_notebook_cell_and_error(tmp_path):
+    done = recnb(tmp_path, "run", "smoke", "--until", "03_instructions", "--set", "instructions.k_max=1000")
+    assert done.returncode != 0
+    assert "03_instructions, cell" in done.stderr and "larger than the catalogue" in done.stderr
+    assert not (tmp_path / "smoke" / "03_instructions" / "manifest.json").exists()
+    assert (tmp_path / "smoke" / "02_teacher" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("run", "nothing"), "no such file"),
+    (("run", "smoke", "--set", "sft.rnk=1"), "unknown key"),
+    (("run", "smoke", "--until", "09"), "no such stage"),
+    (("status", "nothing"), "no such run"),
+    (("report", "nothing"), "does not exist"),
+])  # fmt: skip
+def test_mistakes_are_one_message(tmp_path, arguments, message):
+    done = recnb(tmp_path, *arguments)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
