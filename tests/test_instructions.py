@@ -22,11 +22,12 @@ def test_every_label_list_is_legal(samples, world):
 
 
 def test_the_check_can_fail(samples, world):
-    broken = samples[samples["task"] == "I1+"].head(1).copy()
-    row = broken.index[0]
-    broken.at[row, "labels"] = [*broken.at[row, "labels"][:-1], 10**6]
-    with pytest.raises(RecnbError, match="does not exist"):
-        check_labels(broken, world[0])
+    good = samples[(samples["task"] == "I1+") & (samples["k"] > 1)].iloc[0].to_dict()
+    first = good["labels"][0]
+    for labels, message in [([10**6], "does not exist"), ([first, first], "twice"), ([first], "instead of")]:
+        broken = good | {"labels": labels + good["labels"][len(labels) + (message == "instead of") :]}
+        with pytest.raises(RecnbError, match=message):
+            check_labels(pd.DataFrame([broken]), world[0])
 
 
 def test_counts_forms_and_k(samples, world, smoke):

@@ -1,3 +1,5 @@
+import copy
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -119,7 +121,7 @@ def test_completion_loss_equals_the_full_loss(language_model, tmp_path):
 
     from recnb.sft import CompletionTrainer
 
-    model, codec = language_model
+    model, codec = copy.deepcopy(language_model[0]), language_model[1]  # trl patches the model it is given
     frame = pd.DataFrame({"prompt": ["Hello", "What is 2 plus 3?"], "completion": ["1. x\n2. y", "5"]})
     data = encode(frame, codec, 200)
     trainer = CompletionTrainer(model=model, train_dataset=data, processing_class=codec.tokenizer, args=SFTConfig(

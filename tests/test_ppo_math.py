@@ -14,7 +14,7 @@ def test_title_ends_finds_the_lines_that_parsing_reads(pieces):
     text = b"".join(pieces).decode("utf-8", errors="replace")
     assert len(ends) == len(titles_of(text))
     for end, title in zip(ends, titles_of(text), strict=True):
-        upto = b"".join(pieces[: end + 1]).decode("utf-8", errors="ignore")
+        upto = b"".join(pieces[: end + 1]).decode("utf-8", errors="replace")
         assert title.rstrip("\ufffd") in upto
     assert ends == sorted(ends)
 

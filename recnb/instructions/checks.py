@@ -6,6 +6,7 @@ import pandas as pd
 
 from recnb import RecnbError
 from recnb.controls import Share, from_json
+from recnb.instructions.templates import numbered
 
 
 def check_labels(frame, catalog):
@@ -39,7 +40,7 @@ def check_labels(frame, catalog):
             low, high = control.bounds(row.k)
             if not low <= inside <= high:
                 problems.append(f"{inside} of {row.k} in {control.category}, asked {low} to {high}")
-        if row.completion != "\n".join(f"{n}. {catalog.titles[i]}" for n, i in enumerate(items, 1)):
+        if not problems and row.completion != numbered(items, catalog):
             problems.append("text and items differ")
         if problems:
             raise RecnbError(f"instruction {row.Index} ({row.task}): {'; '.join(problems)}")
