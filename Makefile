@@ -13,6 +13,7 @@ reproduce: setup
 test: setup
 	$(BIN)/ruff check recnb tests
 	$(BIN)/python -m pytest -q tests
+	d=$$(mktemp -d) && RECNB_RUNS=$$d $(BIN)/python -m pytest -q --nbval --nbval-kernel-name python3 notebooks; r=$$?; rm -rf $$d; exit $$r
 
 ## The notebooks in JupyterLab.
 lab: setup
