@@ -62,12 +62,12 @@ def run(
     for source in sources.needed(resolved):
         sources.fetch(source)
     target = f"{until}/manifest.json" if until else "all"
-    _snakemake(folder, path, target, stages[done.index(False)] if False in done else "report")
+    _snakemake(folder, path, target)
     if not until:
         print(f"report: {folder / 'report.html'}")
 
 
-def _snakemake(folder, path, target, first):
+def _snakemake(folder, path, target):
     snakefile = Path(__file__).parent / "workflow" / "Snakefile"
     base = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--directory", str(folder)]
     configuration = ["--config", f"profile={path.resolve()}", f"python={sys.executable}"]
@@ -82,7 +82,7 @@ def _snakemake(folder, path, target, first):
     stop.set()
     watcher.join()
     if result.returncode:
-        raise RecnbError(f"the run stopped; fix the cause above and start the same command again: it goes on in {first}")
+        raise RecnbError("the run stopped; fix the cause above and start the same command again: finished notebooks are kept")
 
 
 def _watch(folder, stop):

@@ -13,7 +13,8 @@ from recnb.profile import STAGES, root
 
 def recnb(folder, *arguments):
     environment = os.environ | {"RECNB_RUNS": str(folder)}
-    return subprocess.run([sys.executable, "-m", "recnb.cli", *arguments], env=environment, capture_output=True, text=True, cwd=root())
+    command = [sys.executable, "-m", "recnb.cli", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root())
 
 
 @pytest.fixture(scope="module")
