@@ -11,7 +11,8 @@ from recnb.artifacts import PACKAGES
 def show_versions():
     """Print the versions that decide results; from here on, progress bars and library warnings stay out of the notebook."""
     warnings.simplefilter("ignore")
-    os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_TELEMETRY="1")
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    os.environ.update(quiet, HF_HUB_DISABLE_TELEMETRY="1")
     print("python", platform.python_version(), "·", " · ".join(f"{p} {metadata.version(p)}" for p in PACKAGES))
 
 

@@ -124,8 +124,9 @@ def test_completion_loss_equals_the_full_loss(language_model, tmp_path):
     model, codec = copy.deepcopy(language_model[0]), language_model[1]  # trl patches the model it is given
     frame = pd.DataFrame({"prompt": ["Hello", "What is 2 plus 3?"], "completion": ["1. x\n2. y", "5"]})
     data = encode(frame, codec, 200)
-    trainer = CompletionTrainer(model=model, train_dataset=data, processing_class=codec.tokenizer, args=SFTConfig(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None, gradient_checkpointing=False))  # fmt: skip
+    arguments = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None,
+                          gradient_checkpointing=False)  # fmt: skip
+    trainer = CompletionTrainer(model=model, train_dataset=data, processing_class=codec.tokenizer, args=arguments)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
     batch = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
     ours = trainer.compute_loss(model, dict(batch))
