@@ -48,10 +48,14 @@ def check_labels(frame, catalog):
     return checked
 
 
-def examples(frame):
-    """One sample of each task, the first with few items: DataFrame task, prompt, answer."""
+def examples(frame, chat=True):
+    """One sample of each task, the first with few items: DataFrame task, prompt, answer.
+
+    Args:
+        chat: False leaves out general conversation: ShareGPT must not be redistributed, and notebooks are.
+    """
     rows = []
-    for task in ["I0", "I1+", "I1-", "I2<=", "I2>=", "I2~", "I3", "I4"]:
+    for task in ["I0", "I1+", "I1-", "I2<=", "I2>=", "I2~", "I3", *(["I4"] if chat else [])]:
         part = frame[(frame["task"] == task) & (frame["k"] <= 4)]
         if len(part):
             rows.append((task, part.iloc[0]["prompt"], part.iloc[0]["completion"]))
