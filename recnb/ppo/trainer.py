@@ -240,6 +240,8 @@ def train_ppo(model, codec, requests, teacher, catalog, knobs, seed, folder, max
     trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.set_adapter("actor")
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = "the SL model of this run"  # not a path of this machine
     model.save_pretrained(folder, selected_adapters=["actor", "critic"])
     shutil.rmtree(checkpoints)
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1))
