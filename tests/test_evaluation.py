@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import ndcg_score
 
+from recnb.artifacts import Stage
 from recnb.evaluation.metrics import accuracy, bootstrap_interval, formatting
-from recnb.evaluation.protocol import Ranker, answer_all, per_user, request_sets, summarise
+from recnb.evaluation.protocol import Ranker, answer_all, answers_folder, per_user, request_sets, summarise
 from recnb.evaluation.tables import LAYOUT, layout, reported
 
 
@@ -54,7 +54,16 @@ def test_stored_answers_give_the_metrics(world, teacher, smoke, tmp_path):
     assert value["I1+", "TCP"] == value["I1+", "TCP without control"]
     table = layout(metrics, "table3")
     assert "full (paper)" in set(table["system"]) and len(table.columns) == 2 + len(LAYOUT["table3"])
-    assert torch.is_grad_enabled()
+
+
+def test_answers_of_another_model_are_not_reused(tmp_path, smoke):
+    stage = Stage("06_evaluation", smoke, tmp_path)
+    stage.inputs = {"05_ppo/actor": "a"}
+    old = answers_folder(stage)
+    (old / "full-free.parquet").write_text("answers")
+    assert answers_folder(stage) == old and list(old.iterdir())
+    stage.inputs = {"05_ppo/actor": "b"}
+    assert not list(answers_folder(stage).iterdir()) and not old.exists()
 
 
 def test_reported_numbers():

@@ -1,6 +1,8 @@
 """Who answers which requests: one fixed request set for all systems, answers stored as text, metrics from what is stored."""
 
+import hashlib
 import json
+import shutil
 import time
 
 import numpy as np
@@ -64,6 +66,22 @@ class Ranker:
             answers.append(Response(numbered(items, self.catalog), [self.catalog.titles[i] for i in items], items))
         progress(len(requests), len(requests))
         return answers
+
+
+def answers_folder(stage):
+    """Folder for the answers of exactly these models and knobs; answers of others are deleted.
+
+    Args:
+        stage: the evaluation's ``Stage``, after every model was opened through ``stage.input``: the name holds the
+            sha256 of all inputs, so a retrained model never inherits an old model's answers.
+    """
+    key = hashlib.sha256(json.dumps([stage.key, stage.inputs], sort_keys=True).encode()).hexdigest()[:12]
+    folder = stage.folder / "answers" / key
+    for other in folder.parent.glob("*"):
+        if other != folder:
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def answer_all(system, requests, path, progress=lambda done, total: None):
