@@ -15,13 +15,13 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.feed = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
-    def forward(self, x, mask):
-        """x [B, L, D], mask bool [B, 1, L, L] (True = may look) -> [B, L, D]."""
+    def forward(self, x, mask, last=0):
+        """x [B, L, D], mask bool [B, 1, L, L] (True = may look) -> [B, L, D], or the last ``last`` positions of it."""
         b, length, width = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         drop = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = x + F.dropout(self.out(mixed.transpose(1, 2).reshape(b, length, width)), drop)
+        mixed = F.scaled_dot_product_attention(q[:, :, -last:], k, v, attn_mask=mask[:, :, -last:])
+        x = x[:, -last:] + F.dropout(self.out(mixed.transpose(1, 2).flatten(2)), drop)
         return x + F.dropout(self.feed(self.norm2(x)), drop)
 
 
@@ -45,9 +45,10 @@ class SASRec(nn.Module):
         with torch.no_grad():
             self.item.weight[0].zero_()
 
-    def hidden(self, sequences):
+    def hidden(self, sequences, last=0):
         """sequences int [B, L], padded with 0 on the left, L <= max_length -> states [B, L, D].
 
+        With ``last`` only the states of the last positions are worked out [B, last, D]: all a prediction needs.
         Positions count from the right: the latest item always has the last one, whatever the padding.
         """
         length = sequences.shape[1]
@@ -58,9 +59,9 @@ class SASRec(nn.Module):
         # A padded position may look at itself: a row of the mask with no True would give NaN.
         eye = torch.eye(length, dtype=torch.bool, device=x.device)
         mask = ((causal & real[:, None, :]) | eye)[:, None]
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, mask)
-        return self.norm(x)
+        return self.norm(self.blocks[-1](x, mask, last))
 
     def logits(self, states):
         """states [..., D] -> scores of all items [..., N+1]; the padding item scores -inf."""
