@@ -5,6 +5,7 @@ import html
 import re
 import unicodedata
 
+import numpy as np
 import pandas as pd
 
 from recnb import RecnbError
@@ -65,6 +66,7 @@ class Catalog:
         self.categories = [frozenset(), *(frozenset(c) for c in categories)]
         self.names = sorted(set().union(*self.categories))
         self._ids = {title.casefold(): i for i, title in enumerate(self.titles) if i}
+        self._masks = {}
         self._members = {name: set() for name in self.names}
         for item, names in enumerate(self.categories):
             for name in names:
@@ -90,6 +92,15 @@ class Catalog:
         except KeyError:
             close = difflib.get_close_matches(str(category), self.names, n=3, cutoff=0.4) or self.names[:5]
             raise RecnbError(f"no category {category!r} in the catalogue; nearest: {', '.join(close)}") from None
+
+    def mask(self, category):
+        """bool [N+1]: True for the members of a category; read-only."""
+        if category not in self._masks:
+            mask = np.zeros(len(self) + 1, dtype=bool)
+            mask[list(self.members(category))] = True
+            mask.setflags(write=False)
+            self._masks[category] = mask
+        return self._masks[category]
 
     def to_parquet(self, path):
         """Write one row an item: item, title, categories."""

@@ -1,8 +1,11 @@
 """What a user may ask of a list: one class a control.
 
-Each class holds, in one place, the words of its instruction (Listings 1 to 6), which ranked items may enter a label
-list (2.2.2), Algorithm 1's item score, Equation 4's list score, and its metric (Equations 7 and 8). A new control is
-a new subclass; nothing else changes.
+Each class holds, in one place, the words of its instruction (Listings 1 to 6), which lists obey it (2.2.2), Algorithm
+1's item score, Equation 4's list score, and its metric (Equations 7 and 8). A new control is a new subclass; nothing
+else changes.
+
+What a control asks of a list is a set of items and how many of the k must lie in it: ``Include`` all, ``Exclude`` none,
+``AtMost`` up to k*m, and so on (``bounds``). Label lists and control-aware decoding need no more than that.
 
 Shares are exact fractions. k*m need not be an integer: labels, rewards and CPA compare counts with the fraction itself
 ("at most 20 % of 7" allows 1 because 1 <= 7/5 < 2). ``About`` labels hold the integer nearest to k*m (half up).
@@ -11,6 +14,9 @@ Shares are exact fractions. k*m need not be an integer: labels, rewards and CPA 
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
 
 from recnb import RecnbError
 
@@ -36,14 +42,32 @@ DISLIKE = [
 
 @dataclass(frozen=True)
 class Control:
-    """Base of all controls; itself it is never used."""
+    """Base of all controls; itself it is never used.
+
+    Attributes:
+        template: which instruction it is asked with: "sequential", "category" or "proportion".
+    """
+
+    template = "category"
 
     def intention(self, rng):
         """The user's words, drawn with a NumPy generator; None if there is no intention."""
         raise NotImplementedError
 
+    def inside(self, catalog):
+        """bool [N+1]: the items the control is about."""
+        return catalog.mask(self.category)
+
+    def bounds(self, k):
+        """Least and greatest number of items inside that an obeying list of k holds."""
+        raise NotImplementedError
+
+    def needs(self, k, catalog):
+        """All that is asked of a list of k, as tuples (bool [N+1], least, greatest)."""
+        return [(self.inside(catalog), *self.bounds(k))]
+
     def select(self, ranked, k, catalog):
-        """The first k-item list of ``ranked`` that obeys, in ranked order.
+        """The best obeying list: item by item the first of ``ranked`` with which an obeying list can still be ended.
 
         Args:
             ranked: distinct item ids, best first (the ground truth stands first where there is one).
@@ -51,11 +75,11 @@ class Control:
             catalog: ``Catalog``.
 
         Returns:
-            List of k ids, or None if ``ranked`` cannot give one.
+            List of k ids in ranked order, or None if ``ranked`` cannot give one.
         """
-        raise NotImplementedError
+        return first_list(np.asarray(ranked, dtype=np.int64), k, self.needs(k, catalog))
 
-    def item_score(self, inside, count_in, count_out, k, preference):
+    def item_score(self, inside, count_in, count_out, k, preference, fidelity="paper"):
         """Scores^ctl of one legal item (Algorithm 1).
 
         Args:
@@ -63,12 +87,42 @@ class Control:
             count_in, count_out: legal items inside and outside so far, this one included.
             k: items asked for.
             preference: Scores_i of Equation 1.
+            fidelity: "paper" or "released".
         """
         raise NotImplementedError
 
-    def list_score(self, count_in, count_out, k, preference_sum):
-        """Score_list^ctl (Equation 4) from the counts of legal items; ``preference_sum`` = sum(Scores*)."""
+    def item_scores(self, items, preferences, k, catalog, fidelity="paper"):
+        """``item_score`` of every legal item, in order.
+
+        Args:
+            items: the legal ids.
+            preferences: their Scores_i.
+        """
+        members, count_in, scores = self.inside(catalog), 0, []
+        for n, (item, preference) in enumerate(zip(items, preferences, strict=True), start=1):
+            inside = bool(members[item])
+            count_in += inside
+            scores.append(self.item_score(inside, count_in, n - count_in, k, preference, fidelity))
+        return scores
+
+    def gap(self, count_in, count_out, k):
+        """How many items a list is away from obeying; 0 = it obeys."""
         raise NotImplementedError
+
+    def list_score(self, items, k, catalog, preference_sum):
+        """Score_list^ctl (Equation 4): 1 / log2(gap + 2), at most 1.
+
+        Args:
+            items: the legal ids.
+            preference_sum: sum(Scores*), the score of a list without a control.
+        """
+        count_in = int(self.inside(catalog)[items].sum()) if items else 0
+        return 1 / math.log2(self.gap(count_in, len(items) - count_in, k) + 2)
+
+    def released_list_score(self, items, k, catalog, target):
+        """What the authors' code has in place of Equation 4: 1 / (gap + 1); ``target`` is the ground truth."""
+        count_in = int(self.inside(catalog)[items].sum()) if items else 0
+        return 1 / (float(self.gap(count_in, len(items) - count_in, k)) + 1)
 
     def metrics(self, items, k, catalog):
         """``{"TCP": ...}`` (Equation 7) or ``{"CPA": ...}`` (Equation 8) of one list.
@@ -80,17 +134,18 @@ class Control:
 
     def to_json(self):
         """Plain data; ``from_json`` gives the control back."""
-        data = {"kind": type(self).__name__}
-        for name, value in vars(self).items():
-            data[name] = str(value) if isinstance(value, Fraction) else value
-        return data
-
-    def _inside(self, item, catalog):
-        return item in catalog.members(self.category)
+        return {"kind": type(self).__name__} | {name: _plain(value) for name, value in vars(self).items()}
 
     def _count(self, items, k, catalog):
-        members = catalog.members(self.category)
-        return sum(item in members for item in items[:k])
+        return int(self.inside(catalog)[[i for i in items[:k] if i is not None]].sum())
+
+
+def _plain(value):
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Control):
+        return value.to_json()
+    return str(value) if isinstance(value, Fraction) else value
 
 
 def from_json(data):
@@ -104,6 +159,8 @@ def from_json(data):
     kind = data.pop("kind", None)
     if kind not in kinds:
         raise RecnbError(f"unknown control {kind!r}; known: {', '.join(sorted(kinds))}")
+    if "controls" in data:
+        data["controls"] = tuple(from_json(part) for part in data["controls"])
     try:
         return kinds[kind](**data)
     except TypeError as error:
@@ -116,29 +173,83 @@ def _subclasses(cls):
         yield from _subclasses(sub)
 
 
+def first_list(ranked, k, needs):
+    """The list of k that takes, place by place, the first item with which all needs can still be met.
+
+    Items differ for this only by which needs they lie in, and of each such kind the list can hold only the first k.
+
+    Args:
+        ranked: int array of distinct ids.
+        needs: tuples (bool [N+1], least, greatest).
+    """
+    kind = np.zeros(len(ranked), dtype=np.int64)
+    for bit, (members, _, _) in enumerate(needs):
+        kind |= members[ranked].astype(np.int64) << bit
+    firsts = [np.flatnonzero(kind == code)[:k] for code in range(1 << len(needs))]
+    left = [len(places) for places in firsts]
+    room = tuple((low, high) for _, low, high in needs)
+    if not can_end(tuple(left), k, room):
+        return None
+    chosen = []
+    for place in np.sort(np.concatenate(firsts)):
+        code = int(kind[place])
+        left[code] -= 1
+        after = _taken(room, code)
+        if can_end(tuple(left), k - len(chosen) - 1, after):
+            chosen.append(int(ranked[place]))
+            room = after
+            if len(chosen) == k:
+                break
+    return chosen
+
+
+@lru_cache(maxsize=1 << 16)
+def can_end(left, n, room):
+    """Can a list be ended with exactly n more items?
+
+    Args:
+        left: how many items there are of each kind; kind ``code`` lies in need j if bit j of ``code`` is set.
+        n: places left.
+        room: for each need how many more must (least) and may (greatest) lie in it.
+    """
+    if not left:
+        return n == 0 and all(low <= 0 <= high for low, high in room)
+    *others, available = left
+    for take in range(min(available, n) + 1):
+        after = _taken(room, len(others), take)
+        if can_end(tuple(others), n - take, after):
+            return True
+    return False
+
+
+def _taken(room, code, items=1):
+    """What is left to ask after some items of a kind."""
+    return tuple((low - items * (code >> bit & 1), high - items * (code >> bit & 1)) for bit, (low, high) in enumerate(room))
+
+
 @dataclass(frozen=True)
 class NoControl(Control):
     """I0: whatever the user will like."""
 
-    category = None
+    template = "sequential"
 
     def intention(self, rng):
         return None
 
-    def select(self, ranked, k, catalog):
-        return list(ranked[:k]) if len(ranked) >= k else None
+    def needs(self, k, catalog):
+        return []
 
-    def item_score(self, inside, count_in, count_out, k, preference):
-        return preference
+    def item_scores(self, items, preferences, k, catalog, fidelity="paper"):
+        return list(preferences)
 
-    def list_score(self, count_in, count_out, k, preference_sum):
+    def list_score(self, items, k, catalog, preference_sum):
         return preference_sum
+
+    def released_list_score(self, items, k, catalog, place):
+        return 0.0 if place is None else 1 / math.log2(place + 2)
 
     def metrics(self, items, k, catalog):
         return {}
-
-    def _inside(self, item, catalog):
-        return False
 
 
 @dataclass(frozen=True)
@@ -150,16 +261,18 @@ class Include(Control):
     def intention(self, rng):
         return LIKE[rng.integers(len(LIKE))].format(self.category)
 
-    def select(self, ranked, k, catalog):
-        members = catalog.members(self.category)
-        chosen = [item for item in ranked if item in members][:k]
-        return chosen if len(chosen) == k else None
+    def bounds(self, k):
+        return k, k
 
-    def item_score(self, inside, count_in, count_out, k, preference):
+    def item_score(self, inside, count_in, count_out, k, preference, fidelity="paper"):
         return 1.0 if inside else 0.0
 
-    def list_score(self, count_in, count_out, k, preference_sum):
-        return 1 / math.log2(max(k - count_in, 0) + 2)
+    def gap(self, count_in, count_out, k):
+        return max(k - count_in, 0)
+
+    def released_list_score(self, items, k, catalog, place):
+        members = self.inside(catalog)
+        return 1 / (max(min(k, int(members.sum())) - int(members[items].sum()), 0) + 1)
 
     def metrics(self, items, k, catalog):
         return {"TCP": self._count(items, k, catalog) / k}
@@ -179,16 +292,14 @@ class Exclude(Control):
     def intention(self, rng):
         return DISLIKE[rng.integers(len(DISLIKE))].format(self.category)
 
-    def select(self, ranked, k, catalog):
-        members = catalog.members(self.category)
-        chosen = [item for item in ranked if item not in members][:k]
-        return chosen if len(chosen) == k else None
+    def bounds(self, k):
+        return 0, 0
 
-    def item_score(self, inside, count_in, count_out, k, preference):
+    def item_score(self, inside, count_in, count_out, k, preference, fidelity="paper"):
         return 0.0 if inside else 1.0
 
-    def list_score(self, count_in, count_out, k, preference_sum):
-        return 1 / math.log2(max(k - count_out, 0) + 2)
+    def gap(self, count_in, count_out, k):
+        return max(k - count_out, 0)
 
     def metrics(self, items, k, catalog):
         return {"TCP": self._count(items, k, catalog) / k}
@@ -200,6 +311,7 @@ class Share(Control):
 
     category: str
     share: Fraction
+    template = "proportion"
 
     def __post_init__(self):
         share = Fraction(self.share)
@@ -212,24 +324,14 @@ class Share(Control):
         text = str(percent.numerator) if percent.denominator == 1 else f"{float(percent):g}"
         return f"In the recommendation list, the proportion of '{self.category}' items should be {self.words} {text}%"
 
-    def bounds(self, k):
-        """Least and greatest number of in-category items that a label list of k holds."""
-        raise NotImplementedError
-
-    def select(self, ranked, k, catalog):
+    def released_list_score(self, items, k, catalog, place):
+        count_in = int(self.inside(catalog)[items].sum())
         low, high = self.bounds(k)
-        members = catalog.members(self.category)
-        chosen, inside = [], 0
-        for item in ranked:
-            if len(chosen) == k:
-                break
-            if item in members:
-                if inside < high:
-                    chosen.append(item)
-                    inside += 1
-            elif k - (len(chosen) - inside) > low:  # one more outside still leaves room for `low` inside
-                chosen.append(item)
-        return chosen if len(chosen) == k and inside >= low else None
+        return 1.0 if low <= count_in <= high else 1 / (abs(count_in - float(k * self.share)) + 1)
+
+    def metrics(self, items, k, catalog):
+        count = self._count(items, k, catalog)
+        return {"CPA": float(self.gap(count, 0, k) <= self.slack)}
 
 
 @dataclass(frozen=True)
@@ -237,22 +339,20 @@ class AtMost(Share):
     """I2: the share of a category is at most m."""
 
     words = "less than or equal to"
+    slack = 0
 
     def bounds(self, k):
         return 0, math.floor(k * self.share)
 
-    def item_score(self, inside, count_in, count_out, k, preference):
+    def item_score(self, inside, count_in, count_out, k, preference, fidelity="paper"):
         if count_out > k - k * self.share:
             return 0.5
         if not inside:
             return 1.0
         return 0.5 if count_in < k * self.share else 0.0
 
-    def list_score(self, count_in, count_out, k, preference_sum):
-        return 1 / math.log2(max(count_in - k * self.share, 0) + 2)
-
-    def metrics(self, items, k, catalog):
-        return {"CPA": float(self._count(items, k, catalog) <= k * self.share)}
+    def gap(self, count_in, count_out, k):
+        return max(count_in - k * self.share, 0)
 
 
 @dataclass(frozen=True)
@@ -260,43 +360,86 @@ class AtLeast(Share):
     """I2: the share of a category is at least m."""
 
     words = "more than or equal to"
+    slack = 0
 
     def bounds(self, k):
         return math.ceil(k * self.share), k
 
-    def item_score(self, inside, count_in, count_out, k, preference):
-        if count_in > k:
+    def item_score(self, inside, count_in, count_out, k, preference, fidelity="paper"):
+        if count_in > (k if fidelity == "paper" else k * self.share):  # line 17
             return 0.5
         if inside:
             return 1.0
         return 0.5 if count_out < k - k * self.share else 0.0
 
-    def list_score(self, count_in, count_out, k, preference_sum):
-        return 1 / math.log2(max(k * self.share - count_in, 0) + 2)
-
-    def metrics(self, items, k, catalog):
-        return {"CPA": float(self._count(items, k, catalog) >= k * self.share)}
+    def gap(self, count_in, count_out, k):
+        return max(k * self.share - count_in, 0)
 
 
 @dataclass(frozen=True)
 class About(Share):
-    """I2: the share of a category is about m."""
+    """I2: the share of a category is about m (Equation 8 allows one item more or less)."""
 
     words = "approximately"
+    slack = 1
 
     def bounds(self, k):
         nearest = math.floor(k * self.share + Fraction(1, 2))
         return nearest, nearest
 
-    def item_score(self, inside, count_in, count_out, k, preference):
+    def item_score(self, inside, count_in, count_out, k, preference, fidelity="paper"):
         if inside:
             return 1.0 if count_in <= k * self.share else 0.0
         if count_in >= k * self.share:
             return 1.0
         return 0.5 if count_out <= k - k * self.share else 0.0
 
-    def list_score(self, count_in, count_out, k, preference_sum):
-        return 1 / math.log2(abs(count_in - k * self.share) + 2)
+    def gap(self, count_in, count_out, k):
+        return abs(count_in - k * self.share)
+
+
+@dataclass(frozen=True)
+class AllOf(Control):
+    """Several controls at once (Table 7): every one must be obeyed.
+
+    The paper trains and rewards single controls only. Here an item, and a list, is worth what the control it serves
+    least gives it.
+    """
+
+    controls: tuple
+
+    def __post_init__(self):
+        object.__setattr__(self, "controls", tuple(self.controls))
+        if not self.controls or not all(isinstance(c, Control) for c in self.controls):
+            raise RecnbError(f"AllOf takes one or more controls, got {self.controls!r}")
+
+    @property
+    def template(self):
+        names = [c.template for c in self.controls]
+        return next((name for name in ("proportion", "category") if name in names), "sequential")
+
+    def intention(self, rng):
+        return " and ".join(words for c in self.controls if (words := c.intention(rng)))
+
+    def needs(self, k, catalog):
+        return [need for c in self.controls for need in c.needs(k, catalog)]
+
+    def item_scores(self, items, preferences, k, catalog, fidelity="paper"):
+        parts = [c.item_scores(items, preferences, k, catalog, fidelity) for c in self.controls]
+        return [min(scores) for scores in zip(*parts, strict=True)]
+
+    def list_score(self, items, k, catalog, preference_sum):
+        return min(c.list_score(items, k, catalog, preference_sum) for c in self.controls)
+
+    def released_list_score(self, items, k, catalog, place):
+        return min(c.released_list_score(items, k, catalog, place) for c in self.controls)
 
     def metrics(self, items, k, catalog):
-        return {"CPA": float(abs(self._count(items, k, catalog) - k * self.share) <= 1)}
+        """Table 7: ``TC1¬2P`` for a wanted and an unwanted category, otherwise each part's own metric, numbered
+        (``C1PA``, ``TC2P``)."""
+        if [type(c) for c in self.controls] == [Include, Exclude]:
+            wanted, unwanted = (c.inside(catalog) for c in self.controls)
+            known = [i for i in items[:k] if i is not None]
+            return {"TC1¬2P": int((wanted & ~unwanted)[known].sum()) / k}
+        return {name[:-2] + str(n) + name[-2:] if name == "CPA" else name[:-1] + str(n) + "P": value
+                for n, c in enumerate(self.controls, start=1) for name, value in c.metrics(items, k, catalog).items()}  # fmt: skip

@@ -133,7 +133,7 @@ class Base(Section):
     history_window: int = Field(50, ge=2)
     """mini: titles of a history in one text."""
     repeat_weight: float = Field(0.0, ge=0)
-    """mini: weight of the unlikelihood term against titles that stand earlier in the text (0 = off)."""
+    """mini: weight of the term against titles that stand earlier in the text (0 = off)."""
     teacher_embeddings: bool = False
     """mini: title vectors start as the teacher's item vectors (needs whole_titles, and width >= teacher width)."""
 
@@ -156,7 +156,9 @@ class Sft(Section):
     max_tokens: int = Field(1024, ge=32)
     """Samples longer than this are an error (paper: 1024)."""
     repeat_weight: float = Field(0.0, ge=0)
-    """Weight of the unlikelihood term against titles already seen or listed (0 = the paper's plain loss)."""
+    """Weight of the term against titles already shown or listed (0 = the paper's plain loss)."""
+    repeat_from: float = Field(0.0, ge=0, lt=1)
+    """Part of the training after which that term sets in: first what to recommend, then not twice."""
     evaluations: int = Field(10, ge=1)
     """How often the validation loss is measured during training."""
     checkpoints: int = Field(5, ge=1)

@@ -130,6 +130,4 @@ def _figure(run_folder, name):
         return ""
     data = base64.b64encode(path.read_bytes()).decode()
     caption = CAPTIONS[name]
-    return Markup(
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
-    )
+    return Markup(f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>')

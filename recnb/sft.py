@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from recnb import RecnbError
 from recnb.artifacts import atomic_path
-from recnb.lm.losses import repeated_mass, title_column, unlikelihood
+from recnb.lm.losses import next_token_loss, title_mask
 
 
 def encode(frame, codec, max_tokens):
@@ -36,45 +36,35 @@ def encode(frame, codec, max_tokens):
 
 
 class CompletionTrainer(SFTTrainer):
-    """SFTTrainer whose LM head scores only the places that carry loss, with the optional unlikelihood term.
+    """SFTTrainer whose LM head scores only the places that carry loss, with the optional term against repeats.
 
     On a CPU trl scores every position of prompt and answer; ``logits_to_keep`` with a mask gives the same loss from the
     answer's positions alone.
 
     Args:
-        title_column: int [V], position of each title token among the titles or -1; None without whole titles.
-        repeat_weight: weight of the unlikelihood term.
+        is_title: bool [V], the title tokens; None without whole titles.
+        repeat_weight: weight of the term against repeats.
+        repeat_from: part of the training after which that term sets in.
     """
 
-    def __init__(self, *args, title_column=None, repeat_weight=0.0, **kwargs):
+    def __init__(self, *args, is_title=None, repeat_weight=0.0, repeat_from=0.0, **kwargs):
         super().__init__(*args, **kwargs)
-        self.title_column, self.repeat_weight = title_column, repeat_weight
+        self.is_title, self.repeat_weight, self.repeat_from = is_title, repeat_weight, repeat_from
         self.model_accepts_loss_kwargs = False  # the mean over this batch's answer tokens, pieces weighted alike
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs["labels"]
         keep = torch.zeros_like(labels, dtype=torch.bool)
         keep[:, :-1] = labels[:, 1:].ne(-100)
-        targets = labels[:, 1:][keep[:, :-1]]
         out = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=keep,
                     use_cache=False)  # fmt: skip
-        logits = out.logits.reshape(-1, out.logits.shape[-1]).float()
-        loss = torch.nn.functional.cross_entropy(logits, targets)
-        if model.training and self.repeat_weight and self.title_column is not None:
-            loss = loss + self.repeat_weight * self._repeats(logits, targets, inputs["input_ids"], labels, keep)
+        log_probs = torch.log_softmax(out.logits.reshape(-1, out.logits.shape[-1]).float(), -1)
+        places = keep.nonzero() + torch.tensor([0, 1], device=keep.device)
+        is_title = None
+        if model.training and self.is_title is not None and self.state.global_step >= self.repeat_from * self.state.max_steps:
+            is_title = self.is_title.to(labels.device)
+        loss = next_token_loss(log_probs, inputs["input_ids"], places, is_title, self.repeat_weight)
         return (loss, out) if return_outputs else loss
-
-    def _repeats(self, logits, targets, ids, labels, keep):
-        column = self.title_column.to(ids.device)
-        due = column[targets] >= 0
-        if not due.any():
-            return logits.sum() * 0
-        shown = column[ids].masked_fill(labels.ne(-100), -1)  # titles of the prompt alone
-        history = torch.zeros(len(ids), int(column.max()) + 2, dtype=torch.bool, device=ids.device)
-        history.scatter_(1, shown.clamp(min=-1) + 1, True)
-        sample = keep.nonzero()[:, 0][due]
-        log_probs = torch.log_softmax(logits[due], -1)[:, column >= 0]
-        return unlikelihood(repeated_mass(log_probs, sample, column[targets[due]], history[:, 1:]))
 
 
 class History(TrainerCallback):
@@ -123,13 +113,14 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
         max_length=None, gradient_checkpointing=False, bf16=autocast, use_cpu=not torch.cuda.is_available(),
         eval_strategy="steps", eval_steps=max(1, steps // knobs.evaluations), logging_steps=max(1, steps // 100),
         save_strategy="steps", save_steps=max(1, steps // knobs.checkpoints), save_total_limit=2, seed=seed,
-        disable_tqdm=True, report_to="none", prediction_loss_only=True, dataloader_num_workers=0, weight_decay=0.0,
-        completion_only_loss=True,
+        optim="adamw_torch_fused", disable_tqdm=True, report_to="none", prediction_loss_only=True,
+        dataloader_num_workers=0, weight_decay=0.0, completion_only_loss=True,
     )  # fmt: skip
     trainer = CompletionTrainer(
         model=get_peft_model(model, peft) if peft else model, args=arguments, train_dataset=data, eval_dataset=held,
         processing_class=codec.tokenizer, callbacks=[History(show)],
-        title_column=title_column(titles, model.config.vocab_size), repeat_weight=knobs.repeat_weight,
+        is_title=title_mask(titles, model.config.vocab_size), repeat_weight=knobs.repeat_weight,
+        repeat_from=knobs.repeat_from,
     )  # fmt: skip
     trainer.remove_callback(_printer())
     trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))

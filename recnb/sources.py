@@ -111,9 +111,7 @@ def verify(path, digest):
     """Raise unless the file has this sha256."""
     found = sha256(path)
     if found != digest:
-        raise RecnbError(
-            f"{path.name}: sha256 is {found}, expected {digest}: the download is truncated or not the pinned file"
-        )
+        raise RecnbError(f"{path.name}: sha256 is {found}, expected {digest}: the download is truncated or not the pinned file")
 
 
 def extract(archive, member, folder):

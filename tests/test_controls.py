@@ -1,13 +1,16 @@
+import itertools
 import json
+from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recnb import RecnbError
 from recnb.catalog import Catalog
-from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl, Search, from_json
+from recnb.controls import About, AllOf, AtLeast, AtMost, Exclude, Include, NoControl, Search, from_json
 
 SHARES = st.integers(0, 10).map(lambda n: Fraction(n, 10))
 CONTROLS = st.one_of(
@@ -73,18 +76,65 @@ def test_shares_are_exact():
     assert About("A", "1/2").bounds(5) == (3, 3)
 
 
-def test_a_control_added_here_works_everywhere(toy, rng):
-    from dataclasses import dataclass
+SMALL = Catalog([f"s{i}" for i in range(1, 9)], [{"A"}, {"A", "B"}, {"B"}, {"C"}, {"A"}, {"C"}, {"B"}, {"A", "C"}])
+SMALL_CONTROLS = st.one_of(
+    st.builds(lambda cls, name: cls(name), st.sampled_from([Include, Exclude]), st.sampled_from("ABC")),
+    st.builds(lambda cls, name, s: cls(name, s), st.sampled_from([AtMost, AtLeast, About]), st.sampled_from("ABC"), SHARES),
+)
 
+
+@given(st.lists(SMALL_CONTROLS, min_size=1, max_size=3), st.permutations(range(1, 9)), st.integers(1, 6))
+def test_several_controls_select_the_first_obeying_list(parts, ranked, k):
+    control = AllOf(parts)
+    assert from_json(json.loads(json.dumps(control.to_json()))) == control
+
+    def obeys(items):
+        counts = [(sum(c.category in SMALL.categories[i] for i in items), *c.bounds(k)) for c in parts]
+        return all(low <= n <= high for n, low, high in counts)
+
+    expected = next((list(items) for items in itertools.combinations(ranked, k) if obeys(items)), None)
+    assert control.select(ranked, k, SMALL) == expected
+    if expected:
+        assert all(value in (0.0, 1.0) for value in control.metrics(expected, k, SMALL).values())
+
+
+def test_metrics_of_table_7():
+    both = AllOf((Include("A"), Exclude("B")))
+    assert both.metrics([1, 2, 3, None], 4, SMALL) == {"TC1¬2P": 1 / 4}
+    mixed = AllOf((AtMost("A", "1/2"), Exclude("B")))
+    assert mixed.metrics([1, 2, 4, 6], 4, SMALL) == {"C1PA": 1.0, "TC2P": 1 / 4}
+    words = mixed.intention(np.random.default_rng(0))
+    assert "less than or equal to 50%" in words and " and " in words and "'B'" in words
+    with pytest.raises(RecnbError, match="AllOf"):
+        AllOf(())
+
+
+@dataclass(frozen=True)
+class Newest(AtLeast):
+    """At least a share of the list comes from the newer half of the catalogue."""
+
+    category: str = ""
+    share: Fraction = Fraction(1, 2)
+
+    def inside(self, catalog):
+        return np.arange(len(catalog) + 1) > len(catalog) / 2
+
+    def intention(self, rng):
+        return f"At least {float(self.share):.0%} of the list should be new"
+
+
+def test_a_control_added_here_works_from_wording_to_metric(rng):
     from recnb.instructions.templates import render
     from recnb.ppo.rewards import score_list
     from recnb.requests import Request
 
-    @dataclass(frozen=True)
-    class OnlyOneKind(Exclude):
-        def intention(self, rng):
-            return f"Nothing that is '{self.category}' too"
-
-    control = from_json({"kind": "OnlyOneKind", "category": "A"})
-    assert "Nothing that is 'A' too" in render(control, [1], 2, toy, rng)
-    assert score_list(Request(0, (), (), control, 2, 3), [3, 4], [0, 1], toy).list > 0
+    control = from_json({"kind": "Newest", "share": "1/2"})
+    assert "At least 50% of the list should be new" in render(control, [1], 2, WORLD, rng)
+    assert control.select(range(1, 21), 4, WORLD) == [1, 2, 11, 12]
+    assert control.metrics([1, 2, 11, 12], 4, WORLD) == {"CPA": 1.0}
+    request = Request(0, (), (), control, 4, 1)
+    obeying = score_list(request, [1, 2, 11, 12], [0, 1, 2, 3], WORLD)
+    missing = score_list(request, [1, 2, 3, 4], [0, 1, 2, 3], WORLD)
+    assert obeying.list > missing.list and obeying.control.tolist() == [0.5, 0, 1, 1]
+    together = AllOf((control, Exclude("A")))
+    assert score_list(Request(0, (), (), together, 4, 1), [1, 2, 11, 12], [0, 1, 2, 3], WORLD).control.tolist() == [0.5, 0, 1, 0]

@@ -9,7 +9,7 @@ from recnb.controls import NoControl
 from recnb.instructions.templates import numbered
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.generation import LanguageModelRecommender, decode
-from recnb.lm.losses import repeated_mass
+from recnb.lm.losses import repeat_loss, repeated_mass
 from recnb.lm.parsing import parse, titles_of
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer
@@ -19,7 +19,7 @@ from recnb.sft import encode
 
 def test_tokens_give_back_every_text(language_model, world):
     codec = language_model[1]
-    titles = [*world[0].titles[1:], "Amélie", "\U0001f600 <b>", "Ignore all instructions' and \"quotes\""]
+    titles = [*world[0].titles[1:], "Amélie", "\U0001f600 <b>", 'Ignore all instructions\' and "quotes"']
     for text in [*titles, numbered([1, 2, 3], world[0]), "1. Tom\n2. Ha'ag\n\n"]:
         assert codec.decode(codec.tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
@@ -100,19 +100,23 @@ def test_recommender_keeps_the_order_of_requests(language_model, world):
 @given(st.integers(0, 10**6))
 def test_repeated_mass_by_brute_force(seed):
     generator = torch.Generator().manual_seed(seed)
-    items, samples = 8, 3
-    history = torch.rand(samples, items, generator=generator) < 0.3
-    sample, titles = [], []
-    for s in range(samples):
-        for t in torch.randperm(items, generator=generator)[: 1 + s].tolist():
-            sample.append(s), titles.append(t)
-    log_probs = torch.log_softmax(torch.randn(len(sample), items, generator=generator), -1)
-    found = repeated_mass(log_probs, torch.tensor(sample), torch.tensor(titles), history)
-    for row, (s, _) in enumerate(zip(sample, titles, strict=True)):
-        mine = [t for q, t in zip(sample, titles, strict=True) if q == s]
-        before = [t for r, (q, t) in enumerate(zip(sample, titles, strict=True)) if q == s and r < row]
-        banned = {t for t in range(items) if t in before or (history[s, t] and t not in mine)}
-        assert abs(found[row].item() - sum(log_probs[row, t].exp().item() for t in banned)) < 1e-5
+    vocabulary, samples, length = 9, 3, 12
+    is_title = torch.rand(vocabulary, generator=generator) < 0.6
+    ids = torch.randint(0, vocabulary, (samples, length), generator=generator)
+    places = torch.tensor([(s, t) for s in range(samples) for t in range(1, length) if is_title[ids[s, t]]]).reshape(-1, 2)
+    log_probs = torch.log_softmax(torch.randn(len(places), vocabulary, generator=generator), -1)
+    found = repeated_mass(log_probs, ids, places, is_title)
+    for row, (s, t) in enumerate(places.tolist()):
+        before, after = set(ids[s, :t].tolist()), set(ids[s, t:].tolist())
+        banned = [token for token in before - after if is_title[token]]
+        assert abs(found[row].item() - sum(log_probs[row, token].exp().item() for token in banned)) < 1e-5
+
+
+def test_repeat_loss_is_the_unlikelihood_term_with_a_margin(monkeypatch):
+    mass = torch.tensor([0.1, 0.7])
+    monkeypatch.setattr("recnb.lm.losses.MARGIN", 0.0)
+    assert torch.allclose(repeat_loss(mass), -torch.log1p(-mass).mean())
+    assert torch.isfinite(repeat_loss(torch.tensor([0.0, 1.0])))
 
 
 def test_completion_loss_equals_the_full_loss(language_model, tmp_path):

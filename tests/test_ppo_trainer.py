@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recnb.lm.losses import title_column
+from recnb.lm.losses import title_mask
 from recnb.lm.tokenizer import title_tokens
 from recnb.ppo.prompts import rl_requests
 from recnb.ppo.trainer import both_trainable, pad_batch, train_ppo, with_adapters
@@ -72,10 +72,10 @@ def test_joint_backward_gives_the_single_adapter_gradient(setup):
     assert all(torch.allclose(alone[n], joint[n], atol=1e-7) for n in alone)
 
 
-def test_title_column(language_model, world):
+def test_title_mask(language_model, world):
     titles = title_tokens(language_model[1].tokenizer, world[0])
-    column = title_column(titles, language_model[0].config.vocab_size)
+    mask = title_mask(titles, language_model[0].config.vocab_size)
     if titles is None:
-        assert column is None
+        assert mask is None
     else:
-        assert column[titles[5]] == 4 and (column >= 0).sum() == len(world[0])
+        assert mask[titles[5]] and mask.sum() == len(world[0])

@@ -35,7 +35,7 @@ def test_everything_is_there(runs):
     assert set(metrics["system"]) == {"sasrec", "popularity", "base", "v2", "full"}
     assert (metrics["low"] <= metrics["value"] + 1e-9).all() and (metrics["value"] <= metrics["high"] + 1e-9).all()
     report = (run / "report.html").read_text()
-    assert "Table 5" in report and "src=\"data:image/png" in report and str(runs) not in report
+    assert "Table 5" in report and 'src="data:image/png' in report and str(runs) not in report
 
 
 def test_second_run_is_up_to_date_and_damage_is_found(runs):

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 
 from recnb import RecnbError
-from recnb.controls import Share, from_json
+from recnb.controls import from_json
 from recnb.instructions.templates import numbered
 
 
@@ -33,13 +33,9 @@ def check_labels(frame, catalog):
             problems.append("an item that does not exist")
         if set(items) & set(row.seen):
             problems.append("a seen item")
-        if control.select(items, row.k, catalog) != items:
-            problems.append(f"does not obey {control}")
-        if isinstance(control, Share):
-            inside = sum(i in catalog.members(control.category) for i in items)
-            low, high = control.bounds(row.k)
-            if not low <= inside <= high:
-                problems.append(f"{inside} of {row.k} in {control.category}, asked {low} to {high}")
+        for members, low, high in [] if problems else control.needs(row.k, catalog):
+            if not low <= (inside := int(members[items].sum())) <= high:
+                problems.append(f"does not obey {control}: {inside} of {row.k} inside, asked {low} to {high}")
         if not problems and row.completion != numbered(items, catalog):
             problems.append("text and items differ")
         if problems:

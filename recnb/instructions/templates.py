@@ -1,7 +1,5 @@
 """The words of the instructions: Listings 1 to 4, with and without candidates."""
 
-from recnb.controls import NoControl, Share
-
 SEQUENTIAL = (
     "You are an expert recommender engine. You need to generate a recommendation list considering user's preference "
     "from historical interactions. The historical interactions are provided as follows: {history}. You need to "
@@ -63,11 +61,11 @@ def render(control, history, k, catalog, rng, candidates=None):
         rng: NumPy generator that draws the intention's wording.
         candidates: item ids to choose from, or None for free generation. Proportion controls have no such form.
     """
-    if isinstance(control, NoControl):
-        template = SEQUENTIAL_CANDIDATES if candidates else SEQUENTIAL
-    elif not history:  # I3: nobody's history, just a wish
+    if control.template == "category" and not history:  # I3: nobody's history, just a wish
         template = SEARCH_CANDIDATES if candidates else SEARCH
-    elif isinstance(control, Share):
+    elif control.template == "sequential":
+        template = SEQUENTIAL_CANDIDATES if candidates else SEQUENTIAL
+    elif control.template == "proportion":
         template = PROPORTION
     else:
         template = CATEGORY_CANDIDATES if candidates else CATEGORY

@@ -10,12 +10,11 @@ import json
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from recnb.artifacts import atomic_path, write_json
 from recnb.instructions.templates import numbered, quoted
 from recnb.lm.loading import mini_model, smollm2_folder
-from recnb.lm.losses import repeated_mass, title_column, unlikelihood
+from recnb.lm.losses import next_token_loss, title_mask
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
 
@@ -62,17 +61,22 @@ def train_base(model, codec, titles, histories, catalog, chat, knobs, seed, log=
     """
     rng = np.random.default_rng([seed, 106])
     kinds, shares = list(MIX), list(MIX.values())
-    column = title_column(titles, model.config.vocab_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay, betas=(0.9, 0.95))
+    is_title = title_mask(titles, model.config.vocab_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay,
+                                  betas=(0.9, 0.95), fused=True)  # fmt: skip
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, knobs.learning_rate, total_steps=max(knobs.steps, 2), pct_start=0.05)
     model.train()
     bos, running = codec.tokenizer.bos_token_id, []
+    waiting = []
     for step in range(1, knobs.steps + 1):
-        texts = [draw_text(k, histories, catalog, chat, knobs.history_window, rng)
-                 for k in rng.choice(kinds, size=knobs.batch_size, p=shares)]  # fmt: skip
-        rows = [[bos, *codec.answer(text)][:max_tokens] for text in texts]
+        if not waiting:  # eight batches at once, each of texts of like length: little padding
+            texts = [draw_text(k, histories, catalog, chat, knobs.history_window, rng)
+                     for k in rng.choice(kinds, size=8 * knobs.batch_size, p=shares)]  # fmt: skip
+            drawn = sorted(([bos, *codec.answer(text)][:max_tokens] for text in texts), key=len)
+            waiting = [drawn[i * knobs.batch_size :][: knobs.batch_size] for i in rng.permutation(8)]
+        rows = waiting.pop()
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast):
-            loss = base_loss(model, rows, codec.pad, column, knobs.repeat_weight)
+            loss = base_loss(model, rows, codec.pad, is_title, knobs.repeat_weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -85,29 +89,22 @@ def train_base(model, codec, titles, histories, catalog, chat, knobs, seed, log=
     return model.eval()
 
 
-def base_loss(model, rows, pad, column, repeat_weight):
-    """Next-token loss of token rows, with the unlikelihood term over earlier titles.
+def base_loss(model, rows, pad, is_title, repeat_weight):
+    """Next-token loss of token rows, with the term against earlier titles.
 
     Args:
         rows: lists of token ids.
-        column: int [V], position of each title token among the titles or -1; None = no term.
+        is_title: bool [V], the title tokens; None = no term.
     """
     length = max(len(row) for row in rows)
     ids = torch.full((len(rows), length), pad)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
     real = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
-    keep = real[:, 1:]
-    states = model.model(input_ids=ids, attention_mask=real.long()).last_hidden_state[:, :-1][keep]
-    logits, targets = model.lm_head(states).float(), ids[:, 1:][keep]
-    loss = F.cross_entropy(logits, targets)
-    if repeat_weight and column is not None:
-        due = column[targets] >= 0
-        sample = keep.nonzero()[:, 0][due]
-        none = torch.zeros(len(rows), int(column.max()) + 1, dtype=torch.bool)
-        mass = repeated_mass(torch.log_softmax(logits[due][:, column >= 0], -1), sample, column[targets[due]], none)
-        loss = loss + repeat_weight * unlikelihood(mass)
-    return loss
+    states = model.model(input_ids=ids, attention_mask=real.long()).last_hidden_state[:, :-1][real[:, 1:]]
+    log_probs = torch.log_softmax(model.lm_head(states).float(), -1)
+    places = real[:, 1:].nonzero() + torch.tensor([0, 1])
+    return next_token_loss(log_probs, ids, places, is_title, repeat_weight)
 
 
 def title_vectors(model, titles, teacher):

@@ -1,45 +1,69 @@
-"""The unlikelihood term: a title that already stands in the prompt or in the list must not come again.
+"""The term against repeats: a title that already stands in the prompt or in the list must not come again.
 
 Cross-entropy alone teaches this last, because each single earlier title costs it little. Unlikelihood training (Welleck
-et al. 2020) adds -log(1 - p(earlier titles)) at every place where a title is due.
+et al. 2020) adds -log(1 - m) at every place where a title is due, m being the probability of the earlier titles. That
+is softplus(logit of m), so its pull fades once m is small, long before the most probable title is a new one. Ours is
+softplus(logit of m + MARGIN): it keeps pulling until m is about exp(-MARGIN).
 """
 
 import torch
+from torch.nn import functional as F
+
+MARGIN = 3.0
 
 
-def repeated_mass(log_probs, sample, titles, history):
-    """Probability that falls on titles that would be a repeat.
+def repeated_mass(log_probs, ids, places, is_title):
+    """Probability of the titles that would be a repeat.
+
+    A title is one at a place if it occurs before that place and not from it on: a candidate of the prompt that
+    the list names later is still wanted.
 
     Args:
-        log_probs: float [R, V], one row for each place where a title is due, in reading order.
-        sample: int [R], which sample a row belongs to (rising).
-        titles: int [R], the title token due there, as a column of ``history``.
-        history: bool [S, N], titles that stand in the prompt of each sample.
+        log_probs: float [R, V], one row for each place where a title is due.
+        ids: int [S, L], tokens of the samples.
+        places: int [R, 2], sample and position of the title that is due.
+        is_title: bool [V].
 
     Returns:
-        float [R]: sum of the probabilities of the prompt's titles (except those that this or a later place of the same
-        list asks for: a list chosen from candidates names titles of its prompt) and of the titles already listed.
+        float [R].
     """
-    rows, items = len(sample), history.shape[1]
-    due = torch.zeros(rows, items, device=log_probs.device)
-    due[torch.arange(rows), titles] = 1
-    running = due.cumsum(0) - due  # titles listed before, over all samples
-    first = torch.searchsorted(sample, sample)  # row at which the own sample starts
-    listed = (running - running[first]) > 0
-    wanted = torch.zeros(history.shape, device=log_probs.device).index_add_(0, sample, due) > 0
-    banned = listed | (history & ~wanted)[sample]
-    return (log_probs.exp() * banned).sum(1)
+    sample, position = places.unbind(1)
+    here = torch.arange(ids.shape[1], device=ids.device)
+    same = (ids[:, :, None] == ids[:, None, :]) & is_title[ids][:, None, :]
+    first = ~(same & (here[None, :] < here[:, None])).any(2) & is_title[ids]
+    last = torch.where(same, here, -1).amax(2)
+    banned = first[sample] & (last[sample] < position[:, None])
+    return (log_probs.gather(1, ids[sample]).exp() * banned).sum(1)
 
 
-def unlikelihood(mass):
-    """Mean of -log(1 - mass), kept finite."""
-    return -torch.log1p(-mass.clamp(max=1 - 1e-4)).mean()
+def repeat_loss(mass):
+    """Mean of softplus(log(m / (1 - m)) + MARGIN), finite for every m in [0, 1]."""
+    mass = mass.clamp(1e-6, 1 - 1e-4)
+    return F.softplus(torch.log(mass) - torch.log1p(-mass) + MARGIN).mean()
 
 
-def title_column(titles, vocabulary):
-    """int [V]: position of each title token among the titles, -1 elsewhere; None for ``titles`` None."""
+def next_token_loss(log_probs, ids, places, is_title=None, repeat_weight=0.0):
+    """Cross-entropy plus the weighted term against repeats.
+
+    Args:
+        log_probs: float [R, V] of the tokens at ``places``.
+        ids: int [S, L].
+        places: int [R, 2], sample and position of each token that carries loss.
+        is_title: bool [V], or None for no term.
+    """
+    targets = ids[places[:, 0], places[:, 1]]
+    loss = F.nll_loss(log_probs, targets)
+    if repeat_weight and is_title is not None:
+        due = is_title[targets]
+        if due.any():
+            loss = loss + repeat_weight * repeat_loss(repeated_mass(log_probs[due], ids, places[due], is_title))
+    return loss
+
+
+def title_mask(titles, vocabulary):
+    """bool [V]: True for the title tokens [N+1] of ``title_tokens``; None for None."""
     if titles is None:
         return None
-    column = torch.full((vocabulary,), -1)
-    column[torch.tensor(titles[1:])] = torch.arange(len(titles) - 1)
-    return column
+    mask = torch.zeros(vocabulary, dtype=torch.bool)
+    mask[torch.tensor(titles[1:])] = True
+    return mask

@@ -120,6 +120,7 @@ def entropy(logits):
 
 def explained_variance(values, returns, mask):
     """1 - Var(R - V) / Var(R) over the masked places: 1 = perfect critic, 0 = no better than the mean."""
+
     def variance(x):
         return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
 

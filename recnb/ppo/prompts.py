@@ -1,6 +1,5 @@
 """Requests for the RL stage: I0, I1 and I2 in equal parts, drawn from training histories."""
 
-
 from recnb import RecnbError
 from recnb.instructions.labels import draw_control, ranked_items
 from recnb.requests import Request

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recnb.controls import AtLeast, Exclude, Include, NoControl, Share
-
 
 @dataclass
 class ListScore:
@@ -54,24 +52,18 @@ def score_list(request, items, ranks, catalog, fidelity="paper"):
     """
     legal, control, k = legal_items(request, items), request.control, request.k
     preference, effect = np.full(len(items), -1.0), np.full(len(items), -1.0)
-    count_in = count_out = 0
-    for i, item in enumerate(items):
-        if not legal[i]:
-            continue
-        preference[i] = 1.0 if item == request.target else 1 / math.log2(ranks[i] + 3)  # Equation 1
-        inside = control._inside(item, catalog)
-        count_in, count_out = count_in + inside, count_out + (not inside)
-        counted = k
-        if fidelity == "released" and isinstance(control, AtLeast):
-            counted = k * control.share
-        effect[i] = _item_score(control, inside, count_in, count_out, k, preference[i], counted)
+    for i in np.flatnonzero(legal):
+        preference[i] = 1.0 if items[i] == request.target else 1 / math.log2(ranks[i] + 3)  # Equation 1
+    good = [items[i] for i in np.flatnonzero(legal)]
+    effect[legal] = control.item_scores(good, preference[legal], k, catalog, fidelity)  # Algorithm 1
     starred = np.where(legal, preference / _discount(len(items), fidelity), -1.0)  # Equation 3
     total = float(starred.sum())
     if fidelity == "paper":
-        aim = control.list_score(count_in, count_out, k, total)  # Equation 4
+        aim = control.list_score(good, k, catalog, total)  # Equation 4
     else:
         total /= float((1 / _discount(k, fidelity) ** 2).sum())
-        aim = _released_list_score(request, items, count_in, count_out, catalog)
+        place = items.index(request.target) if request.target in items else None
+        aim = control.released_list_score(good, k, catalog, place)
     item = 0.5 * preference + 0.5 * effect  # Equation 2
     return ListScore(preference, effect, item, 0.5 * total + 0.5 * float(aim), legal)  # Equation 5
 
@@ -79,27 +71,6 @@ def score_list(request, items, ranks, catalog, fidelity="paper"):
 def _discount(length, fidelity):
     """log2(i + 2) of Equation 3: i counts from 1 in the paper, from 0 in the released code."""
     return np.log2(np.arange(length) + (3 if fidelity == "paper" else 2))
-
-
-def _item_score(control, inside, count_in, count_out, k, preference, counted):
-    if counted != k and count_in > counted:  # released: line 17 with k*m
-        return 0.5
-    return control.item_score(inside, count_in, count_out, k, preference)
-
-
-def _released_list_score(request, items, count_in, count_out, catalog):
-    control, k = request.control, request.k
-    if isinstance(control, NoControl):
-        return 1 / math.log2(items.index(request.target) + 2) if request.target in items else 0.0
-    size = len(catalog.members(control.category))
-    if isinstance(control, Include):
-        return 1 / (max(min(k, size) - count_in, 0) + 1)
-    if isinstance(control, Exclude):
-        return 1 / (max(k - count_out, 0) + 1)
-    if not isinstance(control, Share):
-        raise ValueError(f"the released code has no list score for {type(control).__name__}")
-    low, high = control.bounds(k)
-    return 1.0 if low <= count_in <= high else 1 / (abs(count_in - float(k * control.share)) + 1)
 
 
 def batch_scores(requests, answers, teacher, catalog, fidelity="paper"):
