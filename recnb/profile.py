@@ -93,6 +93,8 @@ class Instructions(Section):
     """Candidates in such a prompt."""
     validation_users: int = Field(80, ge=1)
     """Users in each of the four validation tasks (paper: 320)."""
+    fidelity: Literal["paper", "released"] = "paper"
+    """Labels as section 2.2 describes them, or as the authors' code makes them (docs/fidelity.md)."""
 
 
 class Model(Section):
@@ -157,8 +159,6 @@ class Sft(Section):
     """Samples longer than this are an error (paper: 1024)."""
     repeat_weight: float = Field(0.0, ge=0)
     """Weight of the term against titles already shown or listed (0 = the paper's plain loss)."""
-    repeat_from: float = Field(0.0, ge=0, lt=1)
-    """Part of the training after which that term sets in: first what to recommend, then not twice."""
     evaluations: int = Field(10, ge=1)
     """How often the validation loss is measured during training."""
     checkpoints: int = Field(5, ge=1)

@@ -44,12 +44,11 @@ class CompletionTrainer(SFTTrainer):
     Args:
         is_title: bool [V], the title tokens; None without whole titles.
         repeat_weight: weight of the term against repeats.
-        repeat_from: part of the training after which that term sets in.
     """
 
-    def __init__(self, *args, is_title=None, repeat_weight=0.0, repeat_from=0.0, **kwargs):
+    def __init__(self, *args, is_title=None, repeat_weight=0.0, **kwargs):
         super().__init__(*args, **kwargs)
-        self.is_title, self.repeat_weight, self.repeat_from = is_title, repeat_weight, repeat_from
+        self.is_title, self.repeat_weight = is_title, repeat_weight
         self.model_accepts_loss_kwargs = False  # the mean over this batch's answer tokens, pieces weighted alike
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -60,9 +59,7 @@ class CompletionTrainer(SFTTrainer):
                     use_cache=False)  # fmt: skip
         log_probs = torch.log_softmax(out.logits.reshape(-1, out.logits.shape[-1]).float(), -1)
         places = keep.nonzero() + torch.tensor([0, 1], device=keep.device)
-        is_title = None
-        if model.training and self.is_title is not None and self.state.global_step >= self.repeat_from * self.state.max_steps:
-            is_title = self.is_title.to(labels.device)
+        is_title = self.is_title.to(labels.device) if model.training and self.is_title is not None else None
         loss = next_token_loss(log_probs, inputs["input_ids"], places, is_title, self.repeat_weight)
         return (loss, out) if return_outputs else loss
 
@@ -120,7 +117,6 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
         model=get_peft_model(model, peft) if peft else model, args=arguments, train_dataset=data, eval_dataset=held,
         processing_class=codec.tokenizer, callbacks=[History(show)],
         is_title=title_mask(titles, model.config.vocab_size), repeat_weight=knobs.repeat_weight,
-        repeat_from=knobs.repeat_from,
     )  # fmt: skip
     trainer.remove_callback(_printer())
     trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))

@@ -1,8 +1,10 @@
 """Label augmentation (2.2.2): a list of exactly k legal items that obeys the control, target first where it fits."""
 
+from fractions import Fraction
+
 import numpy as np
 
-from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl
+from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl, first_list
 
 
 def ranked_items(scores, seen, target):
@@ -60,3 +62,37 @@ def draw_control(kind, ranked, target, catalog, rng):
     if kind == "I1-":
         return Exclude(name)
     return {"I2<=": AtMost, "I2>=": AtLeast, "I2~": About}[kind](name, f"{tenths}/10")
+
+
+def released_sample(task, score, seen, target, k_max, catalog, rng):
+    """Control, k and label list as the authors' code draws them; None if this sample has none.
+
+    It differs from section 2.2 in four ways: the category of I1+ and I2 is any category; the ground truth is not put into
+    the list (only moved to its front where the teacher ranked it there); a share's list is shuffled and always of ``k_max``
+    items; "less" and "more than t" lists hold t items or one fewer or more.
+    """
+    ranked = ranked_items(score, seen, None)
+    k = int(rng.integers(1, k_max + 1))
+    if task == "I0":
+        return NoControl(), k, NoControl().select(ranked_items(score, seen, target), k, catalog)
+    if task == "I1-":
+        name = frequent_other_category(ranked[:10], target, catalog, rng)
+    else:
+        name = str(rng.choice(catalog.names))
+    if name is None:
+        return None
+    if task in ("I1+", "I1-"):
+        control = Include(name) if task == "I1+" else Exclude(name)
+        labels = control.select(ranked, k, catalog)
+        if labels and target in labels:
+            labels = [target, *(i for i in labels if i != target)]
+    else:
+        n = min(len(catalog.members(name)), k_max)
+        more = int(task == "I2>=")
+        stated = int(rng.integers(1 - more, n + 1 - more))
+        actual = stated + (1 if more else -1) * int(rng.integers(2))
+        k, control = k_max, (AtLeast if more else AtMost)(name, Fraction(stated, k_max))
+        labels = first_list(np.array(ranked), k, [(catalog.mask(name), actual, actual)])
+        if labels:
+            labels = rng.permutation(labels).tolist()
+    return (control, k, labels) if labels else None

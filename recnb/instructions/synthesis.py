@@ -10,7 +10,7 @@ from recnb import RecnbError
 from recnb.artifacts import atomic_path
 from recnb.controls import About, Exclude, Include, NoControl, Search
 from recnb.instructions.chat_mix import conversations
-from recnb.instructions.labels import draw_control, frequent_other_category, ranked_items
+from recnb.instructions.labels import draw_control, frequent_other_category, ranked_items, released_sample
 from recnb.instructions.templates import numbered, render
 from recnb.requests import Request
 
@@ -42,9 +42,10 @@ def table8(knobs, users, items):
     """
     sequential, category = knobs.sequential or users, knobs.category or users
     proportion, search = knobs.proportion or users, knobs.search or items
-    third = proportion // 3
+    part = proportion // (2 if knobs.fidelity == "released" else 3)  # the released code never teaches "about"
+    about = 0 if knobs.fidelity == "released" else proportion - 2 * part
     counts = {"I0": sequential, "I1+": category - category // 2, "I1-": category // 2,
-              "I2<=": third, "I2>=": third, "I2~": proportion - 2 * third, "I3": search}  # fmt: skip
+              "I2<=": proportion - part - about, "I2>=": part, "I2~": about, "I3": search}  # fmt: skip
     total = sum(counts.values())
     return counts | {"I4": round(total * knobs.chat_share / (1 - knobs.chat_share))}
 
@@ -91,10 +92,12 @@ def _history_sample(task, place, score, histories, catalog, teacher, users, knob
         train = histories.train(user)
         seen, target = train[:position], int(train[position])
         ranked = ranked_items(score, seen, target)
-        control = draw_control(task, ranked, target, catalog, rng)
-        k = int(rng.integers(1, knobs.k_max + 1))
-        labels = control.select(ranked, k, catalog) if control else None
-        if labels:
+        if knobs.fidelity == "released":
+            drawn = released_sample(task, score, seen, target, knobs.k_max, catalog, rng)
+        else:
+            drawn = _sample(task, ranked, target, knobs.k_max, catalog, rng)
+        if drawn:
+            control, k, labels = drawn
             history = seen[-data_knobs.history_length :].tolist()
             candidates = None
             if task in ("I0", "I1+", "I1-") and rng.random() < knobs.candidate_share:
@@ -106,6 +109,14 @@ def _history_sample(task, place, score, histories, catalog, teacher, users, knob
     raise RecnbError(f"no legal label list for task {task} in {ATTEMPTS} draws: is the catalogue too small for its categories?")
 
 
+def _sample(task, ranked, target, k_max, catalog, rng):
+    """Control, k and label list as section 2.2 has them; None if this sample has none."""
+    control = draw_control(task, ranked, target, catalog, rng)
+    k = int(rng.integers(1, k_max + 1))
+    labels = control.select(ranked, k, catalog) if control else None
+    return (control, k, labels) if labels else None
+
+
 def _search_sample(catalog, knobs, rng):
     for _ in range(ATTEMPTS):
         name = str(rng.choice(catalog.names))
@@ -113,7 +124,7 @@ def _search_sample(catalog, knobs, rng):
         control = Search(name) if positive else Exclude(name)
         members = catalog.members(name)
         pool = sorted(members) if positive else [i for i in range(1, len(catalog) + 1) if i not in members]
-        k = int(rng.integers(1, knobs.k_max + 1))
+        k = 1 if knobs.fidelity == "released" else int(rng.integers(1, knobs.k_max + 1))
         if len(pool) < k:
             continue
         labels = [int(i) for i in rng.choice(pool, size=k, replace=False)]

@@ -20,8 +20,9 @@ def mini_model(vocabulary, knobs, codec, seed, positions=1024):
         codec: ``Codec`` of its tokenizer.
     """
     torch.manual_seed(seed)
+    # transformers' 0.02 suits widths in the thousands; here it makes the first steps too small to learn from.
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=knobs.width, intermediate_size=4 * knobs.width,
+        initializer_range=knobs.width**-0.5, vocab_size=vocabulary, hidden_size=knobs.width, intermediate_size=4 * knobs.width,
         num_hidden_layers=knobs.layers, num_attention_heads=knobs.heads, num_key_value_heads=knobs.heads,
         max_position_embeddings=positions, tie_word_embeddings=True, bos_token_id=codec.tokenizer.bos_token_id,
         eos_token_id=codec.eos, pad_token_id=codec.pad, attn_implementation=attention(),

@@ -1,15 +1,11 @@
 """The term against repeats: a title that already stands in the prompt or in the list must not come again.
 
 Cross-entropy alone teaches this last, because each single earlier title costs it little. Unlikelihood training (Welleck
-et al. 2020) adds -log(1 - m) at every place where a title is due, m being the probability of the earlier titles. That
-is softplus(logit of m), so its pull fades once m is small, long before the most probable title is a new one. Ours is
-softplus(logit of m + MARGIN): it keeps pulling until m is about exp(-MARGIN).
+et al. 2020) adds -log(1 - m) at every place where a title is due, m being the probability of the earlier titles.
 """
 
 import torch
 from torch.nn import functional as F
-
-MARGIN = 3.0
 
 
 def repeated_mass(log_probs, ids, places, is_title):
@@ -36,10 +32,9 @@ def repeated_mass(log_probs, ids, places, is_title):
     return (log_probs.gather(1, ids[sample]).exp() * banned).sum(1)
 
 
-def repeat_loss(mass):
-    """Mean of softplus(log(m / (1 - m)) + MARGIN), finite for every m in [0, 1]."""
-    mass = mass.clamp(1e-6, 1 - 1e-4)
-    return F.softplus(torch.log(mass) - torch.log1p(-mass) + MARGIN).mean()
+def unlikelihood(mass):
+    """Mean of -log(1 - m), finite for every m in [0, 1]."""
+    return -torch.log1p(-mass.clamp(max=1 - 1e-4)).mean()
 
 
 def next_token_loss(log_probs, ids, places, is_title=None, repeat_weight=0.0):
@@ -56,7 +51,7 @@ def next_token_loss(log_probs, ids, places, is_title=None, repeat_weight=0.0):
     if repeat_weight and is_title is not None:
         due = is_title[targets]
         if due.any():
-            loss = loss + repeat_weight * repeat_loss(repeated_mass(log_probs[due], ids, places[due], is_title))
+            loss = loss + repeat_weight * unlikelihood(repeated_mass(log_probs[due], ids, places[due], is_title))
     return loss
 
 
