@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: reproduce test lab clean setup
+.PHONY: reproduce test nightly lab clean setup
 
 ## The main job: set-up, then seven notebooks on MovieLens-100K and a report.
 reproduce: setup
@@ -14,6 +14,10 @@ test: setup
 	$(BIN)/ruff check recnb tests
 	$(BIN)/python -m pytest -q tests
 	d=$$(mktemp -d) && RECNB_RUNS=$$d $(BIN)/python -m pytest -q --nbval --nbval-kernel-name python3 notebooks; r=$$?; rm -rf $$d; exit $$r
+
+## What takes too long for every change: 10,000 generated cases a property, kill and resume.
+nightly: setup
+	$(BIN)/python -m pytest -q -m "nightly or not nightly" --hypothesis-profile nightly tests
 
 ## The notebooks in JupyterLab.
 lab: setup

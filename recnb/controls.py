@@ -182,9 +182,7 @@ def first_list(ranked, k, needs):
         ranked: int array of distinct ids.
         needs: tuples (bool [N+1], least, greatest).
     """
-    kind = np.zeros(len(ranked), dtype=np.int64)
-    for bit, (members, _, _) in enumerate(needs):
-        kind |= members[ranked].astype(np.int64) << bit
+    kind = kinds_of(needs, ranked)
     firsts = [np.flatnonzero(kind == code)[:k] for code in range(1 << len(needs))]
     left = [len(places) for places in firsts]
     room = tuple((low, high) for _, low, high in needs)
@@ -194,13 +192,21 @@ def first_list(ranked, k, needs):
     for place in np.sort(np.concatenate(firsts)):
         code = int(kind[place])
         left[code] -= 1
-        after = _taken(room, code)
+        after = taken(room, code)
         if can_end(tuple(left), k - len(chosen) - 1, after):
             chosen.append(int(ranked[place]))
             room = after
             if len(chosen) == k:
                 break
     return chosen
+
+
+def kinds_of(needs, items):
+    """Which needs each item lies in: int array, bit j is set for need j."""
+    kind = np.zeros(len(items), dtype=np.int64)
+    for bit, (members, _, _) in enumerate(needs):
+        kind |= members[items].astype(np.int64) << bit
+    return kind
 
 
 @lru_cache(maxsize=1 << 16)
@@ -216,13 +222,13 @@ def can_end(left, n, room):
         return n == 0 and all(low <= 0 <= high for low, high in room)
     *others, available = left
     for take in range(min(available, n) + 1):
-        after = _taken(room, len(others), take)
+        after = taken(room, len(others), take)
         if can_end(tuple(others), n - take, after):
             return True
     return False
 
 
-def _taken(room, code, items=1):
+def taken(room, code, items=1):
     """What is left to ask after some items of a kind."""
     return tuple((low - items * (code >> bit & 1), high - items * (code >> bit & 1)) for bit, (low, high) in enumerate(room))
 

@@ -223,8 +223,9 @@ class Ppo(Section):
 class Evaluation(Section):
     users: int = Field(0, ge=0)
     """Test users; 0 = all."""
-    decoding: list[Literal["free", "constrained"]] = ["free", "constrained"]
-    """free = as the paper; constrained = only unseen titles of the catalogue, no repeats, exactly k."""
+    decoding: list[Literal["free", "constrained", "obey"]] = ["free", "constrained", "obey"]
+    """free = as the paper; constrained = only unseen titles of the catalogue, no repeats, exactly k; obey = constrained,
+    and the control is met wherever the unseen items allow it."""
     batch_size: int = Field(128, ge=1)
     """Prompts decoded together."""
     format_k: tuple[int, int] = (11, 15)

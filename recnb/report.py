@@ -54,8 +54,9 @@ numbers (Llama-2-7b on other, larger datasets), for orientation and not for comp
 <h2>Reinforcement learning</h2>{{ figure("05_ppo/training") }}{{ figure("05_ppo/tokens") }}
 <h2>Results</h2>
 <p><b>free</b>: the model writes what it likes, as in the paper. <b>constrained</b>: an automaton lets it write only
-unseen titles of the catalogue, no repeats, exactly k. Intervals are 95 % bootstrap intervals over users; rankers do not
-decode and say <i>free</i>. InHistory counts titles that the prompt showed; Seen counts everything the user had before.</p>
+unseen titles of the catalogue, no repeats, exactly k. <b>obey</b>: the automaton also enforces the control (ours, not the
+paper's). Intervals are 95 % bootstrap intervals over users; rankers do not decode and say <i>free</i>. InHistory counts
+titles that the prompt showed; Seen counts everything the user had before.</p>
 {% for title, table in tables %}<h3>{{ title }}</h3><div class="scroll">{{ table }}</div>{% endfor %}
 <h2>Case studies</h2>{{ figure("07_case_studies/dial") }}{{ cases }}
 <h2>The run</h2>{{ stages }}

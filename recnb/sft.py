@@ -59,7 +59,7 @@ class CompletionTrainer(SFTTrainer):
                     use_cache=False)  # fmt: skip
         log_probs = torch.log_softmax(out.logits.reshape(-1, out.logits.shape[-1]).float(), -1)
         places = keep.nonzero() + torch.tensor([0, 1], device=keep.device)
-        is_title = self.is_title.to(labels.device) if model.training and self.is_title is not None else None
+        is_title = self.is_title if model.training else None
         loss = next_token_loss(log_probs, inputs["input_ids"], places, is_title, self.repeat_weight)
         return (loss, out) if return_outputs else loss
 
@@ -116,7 +116,7 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
     trainer = CompletionTrainer(
         model=get_peft_model(model, peft) if peft else model, args=arguments, train_dataset=data, eval_dataset=held,
         processing_class=codec.tokenizer, callbacks=[History(show)],
-        is_title=title_mask(titles, model.config.vocab_size), repeat_weight=knobs.repeat_weight,
+        is_title=title_mask(titles, model.config.vocab_size, model.device), repeat_weight=knobs.repeat_weight,
     )  # fmt: skip
     trainer.remove_callback(_printer())
     trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))

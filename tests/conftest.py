@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from recnb.catalog import Catalog
 from recnb.datasets import build
@@ -10,6 +11,8 @@ from recnb.lm.tokenizer import build_tokenizer
 from recnb.profile import load
 from recnb.teacher.ranking import Teacher
 from recnb.teacher.training import untrained
+
+settings.register_profile("nightly", max_examples=10_000, deadline=None)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,20 @@ def test_every_label_list_is_legal(samples, world):
     assert check_labels(samples, world[0]) == (samples["task"] != "I4").sum() > 2500
 
 
+def test_labels_as_the_released_code_makes_them(world, teacher, smoke):
+    catalog, histories = world
+    knobs = smoke.instructions.model_copy(update={"fidelity": "released", "k_max": 5})
+    frame = pd.DataFrame(synthesis.synthesize(histories, catalog, teacher, knobs, smoke.data, 0))
+    check_labels(frame, catalog)
+    assert (frame["task"] == "I2~").sum() == 0
+    assert (frame[frame["task"] == "I3"]["k"] == 1).all()
+    shares = frame[frame["task"].isin(["I2<=", "I2>="])]
+    assert (shares["k"] == 5).all()
+    assert shares.apply(lambda row: row["target"] in row["labels"], axis=1).mean() < 0.5
+    plain = frame[frame["task"] == "I0"]
+    assert (plain["labels"].str[0] == plain["target"]).all()
+
+
 def test_the_check_can_fail(samples, world):
     good = samples[(samples["task"] == "I1+") & (samples["k"] > 1)].iloc[0].to_dict()
     first = good["labels"][0]

@@ -1,11 +1,13 @@
 import copy
+import itertools
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recnb.catalog import Catalog
-from recnb.controls import NoControl
+from recnb.controls import About, AllOf, AtLeast, AtMost, Exclude, Include, NoControl
 from recnb.instructions.templates import numbered
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.generation import LanguageModelRecommender, decode
@@ -85,6 +87,52 @@ def test_automaton_allows_exactly_the_legal_lists():
 
     walk([])
     assert found == {(a, b) for a in (1, 2, 3) for b in (1, 2, 3) if a != b}
+
+
+def test_obeying_automaton_allows_exactly_the_obeying_lists(toy):
+    codec = Codec(build_tokenizer(toy, [], 320, True))
+    automaton = CatalogAutomaton(codec, toy)
+    control = AllOf((AtMost("A", "1/3"), AtLeast("B", "2/3")))
+    for k, seen in ((3, [1]), (2, [3, 4, 6])):
+        found, needs = set(), control.needs(k, toy)
+
+        def walk(tokens, k=k, seen=seen, needs=needs, found=found):
+            state = automaton.start(k, seen, needs)
+            for token in tokens:
+                state.advance(token)
+            if tokens and tokens[-1] == codec.eos:
+                found.add(tuple(parse(codec.decode(tokens), toy).items))
+                return
+            for token in state.allowed().tolist():
+                walk([*tokens, token])
+
+        walk([])
+        unseen = [i for i in range(1, 7) if i not in seen]
+        legal = set(itertools.permutations(unseen, k))
+        obeying = {items for items in legal if all(low <= mask[list(items)].sum() <= high for mask, low, high in needs)}
+        assert found == (obeying or legal)  # a wish that cannot be met is dropped
+        assert bool(obeying) == (k == 3)
+
+
+@given(st.integers(0, 10**6))
+def test_an_obeying_list_meets_every_control_that_can_be_met(seed):
+    rng = np.random.default_rng(seed)
+    catalog = Catalog([f"t{i}" for i in range(12)], [set(rng.choice(list("ABC"), rng.integers(1, 3))) for _ in range(12)])
+    codec = Codec(build_tokenizer(catalog, [], 300, True))
+    automaton = CatalogAutomaton(codec, catalog)
+    names = rng.choice(catalog.names, 2)
+    kinds = [Include(names[0]), Exclude(names[0]), About(names[0], "1/2"), AllOf((AtLeast(names[0], "3/10"), Exclude(names[1])))]
+    control, k = kinds[rng.integers(4)], int(rng.integers(1, 6))
+    seen = rng.choice(np.arange(1, 13), 4, replace=False).tolist()
+    state, tokens = automaton.start(k, seen, control.needs(k, catalog)), []
+    while codec.eos not in tokens:
+        tokens.append(int(rng.choice(state.allowed())))
+        state.advance(tokens[-1])
+    items = parse(codec.decode(tokens), catalog).items
+    assert len(set(items)) == k and not set(items) & {None, *seen}
+    possible = control.select([i for i in range(1, 13) if i not in seen], k, catalog) is not None
+    met = all(low <= mask[items].sum() <= high for mask, low, high in control.needs(k, catalog))
+    assert met or not possible
 
 
 def test_recommender_keeps_the_order_of_requests(language_model, world):

@@ -2,6 +2,8 @@
 
 from recnb.evaluation.protocol import paired_difference
 
+CONTROLS = [("I1+", "TCP"), ("I1-", "TCP"), ("I2<=20", "CPA"), ("I2~30", "CPA"), ("I2>=30", "CPA")]
+
 
 def findings(metrics, users, resamples, seed):
     """What the run shows.
@@ -37,7 +39,7 @@ def findings(metrics, users, resamples, seed):
         + (f" and {mean('full', 'constrained', 'I0', 'HR@10'):.3f} constrained" if ("full", "constrained") in users else "")
         + f" ({mean('full', 'free', 'I0', 'HR@10') / max(teacher, 1e-9):.2f} of the teacher, free)."
     ]
-    for task, metric in (("I1+", "TCP"), ("I1-", "TCP"), ("I2<=20", "CPA"), ("I2~30", "CPA"), ("I2>=30", "CPA")):
+    for task, metric in CONTROLS:
         shares = ", ".join(f"{s} {100 * mean(s, 'free', task, metric):.1f}" for s in ("base", "v2", "full"))
         without = 100 * mean("full", "free", task, f"{metric} without control")
         lines.append(f"{task}, {metric} in % (free): {shares}; full without control {without:.1f}.")
@@ -46,4 +48,7 @@ def findings(metrics, users, resamples, seed):
     lines.append(compare(full, v2, "I0", "HR@10", False))
     if ("full", "constrained") in users:
         lines.append(compare(("full", "constrained"), full, "I0", "HR@10", False))
+    if ("full", "obey") in users:
+        met = ", ".join(f"{task} {metric} {100 * mean('full', 'obey', task, metric):.1f}" for task, metric in CONTROLS)
+        lines.append(f"Control-aware decoding of full, in %: {met}.")
     return lines

@@ -11,11 +11,11 @@ import pandas as pd
 from recnb.artifacts import atomic_path
 from recnb.controls import About, AtLeast, AtMost, Exclude, Include
 from recnb.evaluation.metrics import accuracy, bootstrap_interval, formatting
+from recnb.instructions.labels import ranked_items
 from recnb.instructions.synthesis import heldout_requests
 from recnb.instructions.templates import numbered
 from recnb.lm.parsing import parse
 from recnb.requests import Response
-from recnb.teacher.ranking import top_k, unseen
 
 TASKS = {
     "I0": "I0",
@@ -51,18 +51,25 @@ def request_sets(histories, catalog, teacher, knobs, data_knobs, seed):
 
 
 class Ranker:
-    """A scoring recommender (teacher, popularity, ...) that answers requests with its best unseen items."""
+    """A scoring recommender (teacher, popularity, ...) that answers requests with its best unseen items.
 
-    def __init__(self, scorer, catalog):
-        self.scorer, self.catalog = scorer, catalog
+    Args:
+        scorer: has ``scores(histories)``.
+        obey: take the best list that meets the control (``Control.select``) instead of the best list; where the unseen
+            items cannot meet it, the best list.
+    """
+
+    def __init__(self, scorer, catalog, obey=False):
+        self.scorer, self.catalog, self.obey = scorer, catalog, obey
 
     def recommend(self, requests, progress=lambda done, total: None):
-        """The k best unseen items; controls are not looked at, as for SASRec in the paper."""
-        seen = [r.seen for r in requests]
-        lists = top_k(self.scorer.scores(seen), max(r.k for r in requests), unseen(seen, len(self.catalog)))
+        """The k best unseen items; without ``obey`` controls are not looked at, as for SASRec in the paper."""
+        scores = self.scorer.scores([r.seen for r in requests])
         answers = []
-        for request, ranked in zip(requests, lists, strict=True):
-            items = [int(i) for i in ranked[: request.k]]
+        for request, row in zip(requests, scores, strict=True):
+            ranked = ranked_items(row, request.seen, None)
+            items = request.control.select(ranked, request.k, self.catalog) if self.obey else None
+            items = items or list(ranked[: request.k])
             answers.append(Response(numbered(items, self.catalog), [self.catalog.titles[i] for i in items], items))
         progress(len(requests), len(requests))
         return answers

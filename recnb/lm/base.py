@@ -61,7 +61,7 @@ def train_base(model, codec, titles, histories, catalog, chat, knobs, seed, log=
     """
     rng = np.random.default_rng([seed, 106])
     kinds, shares = list(MIX), list(MIX.values())
-    is_title = title_mask(titles, model.config.vocab_size)
+    is_title = title_mask(titles, model.config.vocab_size, model.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay,
                                   betas=(0.9, 0.95), fused=True)  # fmt: skip
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, knobs.learning_rate, total_steps=max(knobs.steps, 2), pct_start=0.05)
@@ -101,9 +101,10 @@ def base_loss(model, rows, pad, is_title, repeat_weight):
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
     real = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
+    ids, real = ids.to(model.device), real.to(model.device)
     states = model.model(input_ids=ids, attention_mask=real.long()).last_hidden_state[:, :-1][real[:, 1:]]
     log_probs = torch.log_softmax(model.lm_head(states).float(), -1)
-    places = real[:, 1:].nonzero() + torch.tensor([0, 1])
+    places = real[:, 1:].nonzero() + torch.tensor([0, 1], device=model.device)
     return next_token_loss(log_probs, ids, places, is_title, repeat_weight)
 
 
@@ -115,8 +116,8 @@ def title_vectors(model, titles, teacher):
         titles: title token of each item [N+1].
         teacher: trained ``Teacher``; its width may be smaller than the model's (the rest stays as it was).
     """
-    vectors = teacher.model.item.weight.detach()[1:]
     table = model.get_input_embeddings().weight
+    vectors = teacher.model.item.weight.detach()[1:].to(table.device)
     with torch.no_grad():
         scale = table.std() / vectors.std()
         table[torch.tensor(titles[1:]), : vectors.shape[1]] = vectors * scale

@@ -2,11 +2,16 @@
 
 All titles form a trie over tokens. ``left[node]`` counts the titles below a node that are still allowed for a row; a child
 is allowed while its count is positive. Banning a title (seen, or already listed) lowers the counts on its path.
+
+Control-aware decoding ("obey", ours, not the paper's) bans more: before each title, every item with which the list
+could no longer be ended so that the request's control is met (``recnb.controls.can_end``). What cannot end the list now cannot
+later either (swap the two items), so such a ban stays.
 """
 
 import numpy as np
 
 from recnb import RecnbError
+from recnb.controls import can_end, kinds_of, taken
 
 
 class CatalogAutomaton:
@@ -51,8 +56,12 @@ class CatalogAutomaton:
         for path in self.paths[1:]:
             self.total[path] += 1
 
-    def start(self, k, banned):
+    def start(self, k, banned, needs=()):
         """State of one row: a list of ``k`` titles, none of the item ids in ``banned``.
+
+        Args:
+            needs: what a control asks of the list (``Control.needs``). Where the items left cannot meet it, it is
+                dropped: an answer is still k new titles.
 
         Raises:
             RecnbError: fewer than k titles are left, or k is longer than the automaton was built for.
@@ -64,6 +73,8 @@ class CatalogAutomaton:
             state.ban(item)
         if state.left[0] < k:
             raise RecnbError(f"{k} titles asked for, but only {state.left[0]} of the catalogue are unseen")
+        if needs:
+            state.oblige(needs, banned)
         return state
 
 
@@ -75,6 +86,33 @@ class RowState:
         self.left = automaton.total.copy()
         self.queue = list(automaton.numbers[0])  # tokens of the list number still to come
         self.node, self.done = 0, False
+        self.kinds = None
+
+    def oblige(self, needs, banned):
+        """From now on only items with which the list can end as asked."""
+        kinds = kinds_of(needs, np.arange(len(self.a.paths)))
+        kinds[[0, *banned]] = -1
+        self.room = tuple((low, high) for _, low, high in needs)
+        self.available = [int((kinds == code).sum()) for code in range(1 << len(needs))]
+        if can_end(self._capped(), self.k, self.room):
+            self.kinds = kinds
+            self._ban_dead_ends()
+
+    def _capped(self):
+        return tuple(min(n, self.k) for n in self.available)
+
+    def _ban_dead_ends(self):
+        for code, n in enumerate(self.available):
+            if not n:
+                continue
+            self.available[code] -= 1
+            possible = can_end(self._capped(), self.k - self.n - 1, taken(self.room, code))
+            self.available[code] += 1
+            if not possible:
+                for item in np.flatnonzero(self.kinds == code):
+                    self.ban(item)
+                self.kinds[self.kinds == code] = -1
+                self.available[code] = 0
 
     def ban(self, item):
         """The item may not come (again)."""
@@ -108,11 +146,17 @@ class RowState:
         if token in self.a.children[self.node]:
             self.node = self.a.children[self.node][token]
             return
-        self.ban(self.a.item_at[self.node])
+        item = self.a.item_at[self.node]
+        self.ban(item)
         self.n, self.node = self.n + 1, 0
         if self.n == self.k:
             self.done = True
         else:
+            if self.kinds is not None:
+                code = int(self.kinds[item])
+                self.kinds[item], self.room = -1, taken(self.room, code)
+                self.available[code] -= 1
+                self._ban_dead_ends()
             self.queue = list(self.a.numbers[self.n][1:])
 
 

@@ -73,13 +73,15 @@ class LanguageModelRecommender:
         model, codec: from ``recnb.lm.loading``.
         catalog: ``Catalog``.
         automaton: ``CatalogAutomaton`` for constrained decoding, None for free.
+        obey: the automaton also enforces each request's control.
         batch_size: prompts decoded together.
         tokens_per_title: most tokens reserved for each line of the answer.
     """
 
-    def __init__(self, model, codec, catalog, automaton=None, batch_size=128, tokens_per_title=None, seed=0):
+    def __init__(self, model, codec, catalog, automaton=None, batch_size=128, tokens_per_title=None, seed=0,
+                 obey=False):  # fmt: skip
         self.model, self.codec, self.catalog, self.automaton = model, codec, catalog, automaton
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.obey = batch_size, seed, obey
         longest = codec.tokenizer([f"\n10. {t}" for t in catalog.titles[1:]], add_special_tokens=False)["input_ids"]
         self.per_line = tokens_per_title or min(64, max(len(ids) for ids in longest))
 
@@ -92,13 +94,17 @@ class LanguageModelRecommender:
             rows = order[start : start + self.batch_size]
             states = None
             if self.automaton:
-                states = [self.automaton.start(requests[i].k, requests[i].seen) for i in rows]
+                states = [self._state(requests[i]) for i in rows]
             room = (max(requests[i].k for i in rows) + 1) * self.per_line + 1
             answers = decode(self.model, self.codec, [prompts[i] for i in rows], room, states=states)
             for i, tokens in zip(rows, answers, strict=True):
                 responses[i] = parse(self.codec.decode(tokens), self.catalog, len(tokens))
             progress(min(start + self.batch_size, len(order)), len(order))
         return responses
+
+    def _state(self, request):
+        needs = request.control.needs(request.k, self.catalog) if self.obey else ()
+        return self.automaton.start(request.k, request.seen, needs)
 
 
 def request_prompt(request, catalog, seed):

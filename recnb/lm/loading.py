@@ -27,7 +27,12 @@ def mini_model(vocabulary, knobs, codec, seed, positions=1024):
         max_position_embeddings=positions, tie_word_embeddings=True, bos_token_id=codec.tokenizer.bos_token_id,
         eos_token_id=codec.eos, pad_token_id=codec.pad, attn_implementation=attention(),
     )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config).to(device())
+
+
+def device():
+    """Where models live: the GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def attention():
@@ -48,7 +53,7 @@ def load_base(folder, dtype="float32"):
         )
     except (OSError, ValueError) as error:
         raise RecnbError(f"model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
-    return model.eval(), Codec(tokenizer)
+    return model.eval().to(device()), Codec(tokenizer)
 
 
 def smollm2_folder():
@@ -87,4 +92,4 @@ def load_adapted(base_folder, adapters, dtype="float32"):
             model = AutoModelForCausalLM.from_pretrained(
                 adapter, dtype=model.dtype, use_safetensors=True, attn_implementation=attention()
             )
-    return model.eval(), codec
+    return model.eval().to(device()), codec

@@ -55,10 +55,10 @@ def next_token_loss(log_probs, ids, places, is_title=None, repeat_weight=0.0):
     return loss
 
 
-def title_mask(titles, vocabulary):
+def title_mask(titles, vocabulary, device=None):
     """bool [V]: True for the title tokens [N+1] of ``title_tokens``; None for None."""
     if titles is None:
         return None
-    mask = torch.zeros(vocabulary, dtype=torch.bool)
+    mask = torch.zeros(vocabulary, dtype=torch.bool, device=device)
     mask[torch.tensor(titles[1:])] = True
     return mask

@@ -1,0 +1,92 @@
+"""One line of benchmarks/LOG.md: train base and SL stage with changed knobs and measure free and constrained decoding.
+
+The run's data, teacher and instructions are reused, so that only what is compared differs:
+
+    recnb run laptop --until 03_instructions
+    python benchmarks/recipe.py laptop --samples 51200 --set sft.repeat_weight=0
+
+Prints one row of a Markdown table; several calls with different ``--set`` make a comparison.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recnb import profile
+from recnb.artifacts import Stage, runs_folder
+from recnb.catalog import Catalog
+from recnb.cli import overrides
+from recnb.evaluation.metrics import accuracy, formatting
+from recnb.evaluation.protocol import TASKS
+from recnb.instructions.synthesis import heldout_requests
+from recnb.interactions import Histories
+from recnb.lm.base import make_base
+from recnb.lm.constrained import CatalogAutomaton
+from recnb.lm.generation import LanguageModelRecommender
+from recnb.lm.loading import load_base
+from recnb.lm.tokenizer import title_tokens
+from recnb.sft import train_sft
+from recnb.teacher.training import load_teacher
+
+
+def measure(model, codec, catalog, automaton, requests):
+    """Mean HR@10, control metric, RepeatItem and Seen of one task."""
+    answers = LanguageModelRecommender(model, codec, catalog, automaton).recommend(requests)
+    rows = []
+    for request, answer in zip(requests, answers, strict=True):
+        form = formatting(answer.items, request.k, request.history, request.seen)
+        control = list(request.control.metrics(answer.items, request.k, catalog).values()) or [np.nan]
+        rows.append((accuracy(answer.items, request.target)["HR@10"], control[0], form["RepeatItem"], form["Seen"]))
+    return np.mean(rows, axis=0)
+
+
+def main():
+    """Train, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="name of a run whose stages 01 to 03 are done")
+    parser.add_argument("--set", action="append", default=[], help="section.key=value (model, base and sft)")
+    parser.add_argument("--samples", type=int, default=0, help="the first so many instructions; 0 = all")
+    parser.add_argument("--users", type=int, default=400, help="test users")
+    arguments = parser.parse_args()
+    run = runs_folder() / arguments.run
+    changed = profile.load(run / "profile.yaml", overrides(arguments.set))
+    stages = Stage.__new__(Stage)  # read only: the run's own manifests stay as they are
+    stages.profile, stages.run_folder, stages.inputs = changed, run, {}
+    catalog = Catalog.from_parquet(stages.input("01_data", "catalog.parquet"))
+    histories = Histories.from_parquet(stages.input("01_data", "histories.parquet"))
+    teacher = load_teacher(stages.input("02_teacher", "teacher.safetensors"), len(catalog), changed.teacher)
+    train = pd.read_parquet(stages.input("03_instructions", "train.parquet"))
+    validation = pd.read_parquet(stages.input("03_instructions", "validation.parquet"))
+    train = train[: arguments.samples] if arguments.samples else train
+    chat = list(train[train["task"] == "I4"][["prompt", "completion"]].itertuples(index=False, name=None))
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        where, _, _ = make_base(changed, Path(folder), histories, catalog, chat, teacher, {})
+        base_seconds = time.perf_counter() - started
+        model, codec = load_base(where, changed.model.dtype)
+        titles = title_tokens(codec.tokenizer, catalog)
+        tuned, rows = train_sft(model, codec, train, validation, titles, changed.sft, changed.seed, folder,
+                                autocast=changed.model.autocast)  # fmt: skip
+    seconds = time.perf_counter() - started - base_seconds
+    loss = [row["eval_loss"] for row in rows if "eval_loss" in row][-1]
+    tuned = tuned.merge_and_unload() if changed.sft.rank else tuned
+    users = np.sort(np.random.default_rng(1).choice(len(histories), min(arguments.users, len(histories)), replace=False))
+    asked = {t: heldout_requests(TASKS[t], users, "test", histories, catalog, teacher, changed.data, changed.seed)
+             for t in ("I0", "I1+", "I1-", "I2~30")}  # fmt: skip
+    free = {t: measure(tuned, codec, catalog, None, requests) for t, requests in asked.items()}
+    constrained = measure(tuned, codec, catalog, CatalogAutomaton(codec, catalog), asked["I0"])
+    head = ["changed", "base s", "SL s", "validation loss", "HR@10 I0 free / constrained", "RepeatItem", "Seen", "TCP I1+",
+            "TCP I1-", "CPA about 30 %"]  # fmt: skip
+    print("|", " | ".join(head), "|")
+    print("|" + "---|" * len(head))
+    print(f"| {' '.join(arguments.set) or 'nothing'} | {base_seconds:.0f} | {seconds:.0f} | {loss:.3f} "
+          f"| {free['I0'][0]:.3f} / {constrained[0]:.3f} | {free['I0'][2]:.1%} | {free['I0'][3]:.1%} "
+          f"| {free['I1+'][1]:.1%} | {free['I1-'][1]:.1%} | {free['I2~30'][1]:.1%} |")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

