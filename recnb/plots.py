@@ -114,7 +114,9 @@ def control_overview(metrics):
              ("I1-", "TCP", "exclude: share of the category (less is better)"),
              ("I2~30", "CPA", "about 30 %: lists within one item (more is better)")]  # fmt: skip
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True)
-    index = metrics[metrics["decoding"] == "free"].set_index(["system", "task", "metric"])
+    shown_rows = metrics[(metrics["decoding"] == "free") | ((metrics["system"] == "full") & (metrics["decoding"] == "obey"))]
+    named = shown_rows.assign(system=shown_rows["system"] + shown_rows["decoding"].map({"free": "", "obey": ", obey"}))
+    index = named.set_index(["system", "task", "metric"])
     systems = list(dict.fromkeys(index.index.get_level_values("system")))
     for axis, (task, metric, title) in zip(axes, shown, strict=True):
         place = np.arange(len(systems))

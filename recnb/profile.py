@@ -159,6 +159,8 @@ class Sft(Section):
     """Samples longer than this are an error (paper: 1024)."""
     repeat_weight: float = Field(0.0, ge=0)
     """Weight of the term against titles already shown or listed (0 = the paper's plain loss)."""
+    v1: bool = False
+    """Also train the ablation v1: the same base and settings on the I0 instructions alone."""
     evaluations: int = Field(10, ge=1)
     """How often the validation loss is measured during training."""
     checkpoints: int = Field(5, ge=1)
@@ -191,7 +193,9 @@ class Ppo(Section):
     list_weight: float = Field(10.0, ge=0)
     """Factor on the list reward (paper: 10)."""
     item_reward: bool = True
-    """False = the ablation without item-level reward (variant v3)."""
+    """False = the list reward alone."""
+    v3: bool = False
+    """Also train the ablation v3: the same RL stage on v2 without the item reward."""
     gamma: float = Field(0.99, gt=0, le=1)
     """Discount (paper: 0.99)."""
     gae_lambda: float = Field(0.95, ge=0, le=1)

@@ -8,11 +8,15 @@ class Progress:
     """Call it with (done, of); it keeps ``.progress.json`` of a stage up to date with an estimate of what is left."""
 
     def __init__(self, stage, text):
-        self.path, self.text, self.started = stage.folder / ".progress.json", text, time.time()
+        self.path, self.text = stage.folder / ".progress.json", text
+        self.first = (0, time.time())
 
     def __call__(self, done, of):
-        spent = time.time() - self.started
-        row = {"text": self.text, "done": done, "of": of, "left": spent * (of - done) / max(done, 1)}
+        first, started = self.first
+        left = (time.time() - started) * (of - done) / max(done - first, 1)
+        if not first:  # what came before the first report (reading, tokenizing) says nothing about the pace
+            self.first = (done, time.time())
+        row = {"text": self.text, "done": done, "of": of, "left": left}
         self.path.write_text(json.dumps(row))
 
     def row(self, row):

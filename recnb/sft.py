@@ -93,7 +93,7 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
         card: text of the adapter's model card (``model_card``).
 
     Returns:
-        ``(model, rows)``: the tuned model and the logged rows.
+        ``(model, rows)``: the tuned model; the longest question and answer in tokens, then the logged rows.
     """
     folder = Path(folder)
     checkpoints = checkpoint_folder(folder, key)
@@ -124,7 +124,10 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
         trainer.model.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(checkpoints)
-    rows = trainer.state.log_history
+    answers = np.array([sum(mask) for mask in data["completion_mask"]])
+    questions = np.array([len(ids) for ids in data["input_ids"]]) - answers
+    longest = {"longest question, tokens": int(questions.max()), "longest answer, tokens": int(answers.max())}
+    rows = [longest, *trainer.state.log_history]
     (folder / "log.json").write_text(json.dumps(rows, indent=1))
     return trainer.model.eval(), rows
 

@@ -69,7 +69,7 @@ class Ranker:
         for request, row in zip(requests, scores, strict=True):
             ranked = ranked_items(row, request.seen, None)
             items = request.control.select(ranked, request.k, self.catalog) if self.obey else None
-            items = items or list(ranked[: request.k])
+            items = items or ranked[: request.k].tolist()
             answers.append(Response(numbered(items, self.catalog), [self.catalog.titles[i] for i in items], items))
         progress(len(requests), len(requests))
         return answers

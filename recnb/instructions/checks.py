@@ -56,3 +56,25 @@ def examples(frame, chat=True):
         if len(part):
             rows.append((task, part.iloc[0]["prompt"], part.iloc[0]["completion"]))
     return pd.DataFrame(rows, columns=["task", "prompt", "answer"])
+
+
+def dataset_card(profile, counts, frame):
+    """Text of ``README.md`` beside the instruction set: what it holds, how it was made, what may be done with it.
+
+    Args:
+        counts: samples of each task.
+        frame: DataFrame of ``synthesis.SCHEMA``.
+    """
+    total = sum(counts.values())
+    tasks = "\n".join(f"| {task} | {n} | {n / total:.1%} |" for task, n in counts.items())
+    words = frame["prompt"].str.split().str.len(), frame["completion"].str.split().str.len()
+    chat = "made-up small talk" if profile.data.dataset == "synthetic" else "ShareGPT, for use at run time only: do not pass it on"
+    return (
+        f"# Instructions of run {profile.name}\n\n"
+        f"{total} samples made from {profile.data.dataset} with seed {profile.seed} by labels of the SASRec teacher "
+        f"({profile.instructions.fidelity} reading, k from 1 to {profile.instructions.k_max}, the latest "
+        f"{profile.data.history_length} titles in a prompt).\n\n| task | samples | share |\n|---|---|---|\n{tasks}\n\n"
+        f"Longest prompt {words[0].max()} words, longest answer {words[1].max()} words.\n\n"
+        "Columns: task, user, k, control (JSON), history (ids shown), seen (ids that may not be named), target, labels, prompt, "
+        f"completion. I4 is {chat}; the rest has the licence of its data set.\n"
+    )

@@ -8,7 +8,7 @@ from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl, 
 
 
 def ranked_items(scores, seen, target):
-    """All unseen items by teacher score, the target first.
+    """All unseen items by teacher score, the target first: int array.
 
     Args:
         scores: [N+1] of the teacher; column 0 is -inf.
@@ -20,7 +20,7 @@ def ranked_items(scores, seen, target):
     if target is not None:
         masked[target] = np.inf
     order = np.argsort(-masked, kind="stable")
-    return order[: int((masked > -np.inf).sum())].tolist()
+    return order[: int((masked > -np.inf).sum())]
 
 
 def frequent_other_category(items, target, catalog, rng):
@@ -92,7 +92,7 @@ def released_sample(task, score, seen, target, k_max, catalog, rng):
         stated = int(rng.integers(1 - more, n + 1 - more))
         actual = stated + (1 if more else -1) * int(rng.integers(2))
         k, control = k_max, (AtLeast if more else AtMost)(name, Fraction(stated, k_max))
-        labels = first_list(np.array(ranked), k, [(catalog.mask(name), actual, actual)])
+        labels = first_list(ranked, k, [(catalog.mask(name), actual, actual)])
         if labels:
             labels = rng.permutation(labels).tolist()
     return (control, k, labels) if labels else None

@@ -62,17 +62,22 @@ def synthesize(histories, catalog, teacher, knobs, data_knobs, seed, batch=512):
     if max(knobs.k_max, 1) > len(catalog):
         raise RecnbError(f"instructions.k_max ({knobs.k_max}) is larger than the catalogue ({len(catalog)} items)")
     chat = iter(_endless(conversations(data_knobs.dataset, knobs.chat_words, counts["I4"], rng)))
-    for start in range(0, len(tasks), batch):
-        chunk = tasks[start : start + batch]
-        places = [_place(histories, users, rng) for _ in chunk]
-        scores = teacher.scores([histories.train(u)[:t] for u, t in places])
-        for task, place, score in zip(chunk, places, scores, strict=True):
-            if task == "I4":
-                yield _chat_sample(*next(chat))
-            elif task == "I3":
-                yield _search_sample(catalog, knobs, rng)
-            else:
-                yield _history_sample(task, place, score, histories, catalog, teacher, users, knobs, data_knobs, rng)
+    places = scored_places(histories, users, teacher, rng, batch)
+    for task in tasks:
+        if task == "I4":
+            yield _chat_sample(*next(chat))
+        elif task == "I3":
+            yield _search_sample(catalog, knobs, rng)
+        else:
+            yield _history_sample(task, places, histories, catalog, knobs, data_knobs, rng)
+
+
+def scored_places(histories, users, teacher, rng, batch=512):
+    """Endless (user, position of the target within the training part, the teacher's scores there)."""
+    while True:
+        drawn = [(int(u), int(rng.integers(1, len(histories.train(u))))) for u in rng.choice(users, size=batch)]
+        scores = teacher.scores([histories.train(u)[:t] for u, t in drawn])
+        yield from ((user, position, row) for (user, position), row in zip(drawn, scores, strict=True))
 
 
 def _endless(pairs):
@@ -80,37 +85,26 @@ def _endless(pairs):
         yield from pairs
 
 
-def _place(histories, users, rng):
-    """A user and the position of the target within the training part."""
-    user = int(rng.choice(users))
-    return user, int(rng.integers(1, len(histories.train(user))))
-
-
-def _history_sample(task, place, score, histories, catalog, teacher, users, knobs, data_knobs, rng):
-    for _ in range(ATTEMPTS):
-        user, position = place
+def _history_sample(task, places, histories, catalog, knobs, data_knobs, rng):
+    draw = released_sample if knobs.fidelity == "released" else _sample
+    for _, (user, position, score) in zip(range(ATTEMPTS), places, strict=False):
         train = histories.train(user)
         seen, target = train[:position], int(train[position])
-        ranked = ranked_items(score, seen, target)
-        if knobs.fidelity == "released":
-            drawn = released_sample(task, score, seen, target, knobs.k_max, catalog, rng)
-        else:
-            drawn = _sample(task, ranked, target, knobs.k_max, catalog, rng)
+        drawn = draw(task, score, seen, target, knobs.k_max, catalog, rng)
         if drawn:
             control, k, labels = drawn
             history = seen[-data_knobs.history_length :].tolist()
             candidates = None
             if task in ("I0", "I1+", "I1-") and rng.random() < knobs.candidate_share:
-                candidates = _candidates(labels, ranked, knobs.candidates, rng)
+                candidates = _candidates(labels, ranked_items(score, seen, target), knobs.candidates, rng)
             prompt = render(control, history, k, catalog, rng, candidates)
             return _row(task, user, k, control, history, seen.tolist(), target, labels, prompt, catalog)
-        place = _place(histories, users, rng)
-        score = teacher.scores([histories.train(place[0])[: place[1]]])[0]
     raise RecnbError(f"no legal label list for task {task} in {ATTEMPTS} draws: is the catalogue too small for its categories?")
 
 
-def _sample(task, ranked, target, k_max, catalog, rng):
+def _sample(task, score, seen, target, k_max, catalog, rng):
     """Control, k and label list as section 2.2 has them; None if this sample has none."""
+    ranked = ranked_items(score, seen, target)
     control = draw_control(task, ranked, target, catalog, rng)
     k = int(rng.integers(1, k_max + 1))
     labels = control.select(ranked, k, catalog) if control else None
@@ -139,7 +133,7 @@ def _search_sample(catalog, knobs, rng):
 
 def _candidates(labels, pool, size, rng):
     """The labels and random others of ``pool``, shuffled."""
-    others = [i for i in pool if i not in set(labels)]
+    others = np.setdiff1d(pool, labels)
     fill = rng.choice(others, size=min(len(others), max(size - len(labels), 0)), replace=False).tolist()
     return rng.permutation(labels + fill).astype(int).tolist()
 
@@ -195,8 +189,7 @@ def heldout_requests(kind, users, split, histories, catalog, teacher, data_knobs
                 own = sorted(catalog.categories[target])
                 name = str(rng.choice(own)) if own else None
             else:
-                top = [i for i in ranked_items(scores[row], seen, None)[:10]]
-                name = frequent_other_category(top, target, catalog, rng)
+                name = frequent_other_category(ranked_items(scores[row], seen, None)[:10], target, catalog, rng)
             if name is None:
                 continue
             control = make(name)

@@ -2,6 +2,7 @@
 
 from recnb import RecnbError
 from recnb.instructions.labels import draw_control, ranked_items
+from recnb.instructions.synthesis import scored_places
 from recnb.requests import Request
 
 TASKS = ["I0", "I1+", "I1-", "I2<=", "I2>=", "I2~"]
@@ -23,20 +24,15 @@ def rl_requests(count, users, histories, catalog, teacher, history_length, k_min
     if not users:
         raise RecnbError("no user has two training interactions: nothing to ask in the RL stage")
     requests = []
-    while len(requests) < count:
-        places = []
-        for _ in range(min(512, count - len(requests))):
-            user = int(rng.choice(users))
-            places.append((user, int(rng.integers(1, len(histories.train(user))))))
-        scores = teacher.scores([histories.train(u)[:t] for u, t in places])
-        for (user, position), score in zip(places, scores, strict=True):
-            train = histories.train(user)
-            seen, target = train[:position], int(train[position])
-            ranked = ranked_items(score, seen, target)
-            control = draw_control(TASKS[len(requests) % len(TASKS)], ranked, target, catalog, rng)
-            if control is None:
-                continue
-            k = int(rng.integers(k_min, k_max + 1))
-            history = tuple(int(i) for i in seen[-history_length:])
-            requests.append(Request(user, history, tuple(int(i) for i in seen), control, k, target))
-    return requests
+    for user, position, score in scored_places(histories, users, teacher, rng):
+        train = histories.train(user)
+        seen, target = train[:position], int(train[position])
+        ranked = ranked_items(score, seen, target)
+        control = draw_control(TASKS[len(requests) % len(TASKS)], ranked, target, catalog, rng)
+        if control is None:
+            continue
+        k = int(rng.integers(k_min, k_max + 1))
+        history = tuple(int(i) for i in seen[-history_length:])
+        requests.append(Request(user, history, tuple(int(i) for i in seen), control, k, target))
+        if len(requests) == count:
+            return requests
