@@ -60,15 +60,25 @@ def kl_penalty(log_probs, reference):
     return log_probs - reference
 
 
-def masked_mean(x, mask):
-    """Mean of x [B, T] over the places where mask is 1."""
-    return (x * mask).sum() / mask.sum()
+def masked_mean(x, mask, count=None):
+    """Mean of x [B, T] over the places where mask is 1.
+
+    Args:
+        count: divide by this instead of the number of places: several processes that average their gradients pass the
+            number of places of all of them, divided by the number of processes.
+    """
+    return (x * mask).sum() / (mask.sum() if count is None else count)
 
 
-def whiten(x, mask, shift_mean=True):
-    """x divided by its standard deviation over the masked places; with ``shift_mean`` also centred. Padding becomes 0."""
-    mean = masked_mean(x, mask)
-    deviation = masked_mean((x - mean) ** 2, mask).clamp(min=1e-8).sqrt()
+def whiten(x, mask, shift_mean=True, add=lambda total: total):
+    """x divided by its standard deviation over the masked places; with ``shift_mean`` also centred. Padding becomes 0.
+
+    Args:
+        add: sums a tensor over all processes; as it stands there is one.
+    """
+    count = add(mask.sum())
+    mean = add((x * mask).sum()) / count
+    deviation = (add((((x - mean) ** 2) * mask).sum()) / count).clamp(min=1e-8).sqrt()
     return ((x - mean if shift_mean else x) / deviation) * mask
 
 
@@ -95,7 +105,7 @@ def gae(rewards, values, mask, gamma, lam):
     return advantages, (advantages + values) * mask
 
 
-def policy_loss(log_probs, old, advantages, mask, clip):
+def policy_loss(log_probs, old, advantages, mask, clip, count=None):
     """Clipped surrogate: mean of max(-A r, -A clip(r, 1 - eps, 1 + eps)) with r = pi / pi_old.
 
     Returns:
@@ -103,13 +113,13 @@ def policy_loss(log_probs, old, advantages, mask, clip):
     """
     ratio = (log_probs - old).exp()
     plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
-    return masked_mean(torch.maximum(plain, clipped), mask), masked_mean((clipped > plain).to(mask.dtype), mask)
+    return masked_mean(torch.maximum(plain, clipped), mask, count), masked_mean((clipped > plain).to(mask.dtype), mask)
 
 
-def value_loss(values, old, returns, mask, clip):
+def value_loss(values, old, returns, mask, clip, count=None):
     """Half the mean of max((V - R)^2, (V_clipped - R)^2); V may move by ``clip`` from its old value."""
     near = old + (values - old).clamp(-clip, clip)
-    return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (near - returns) ** 2), mask)
+    return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (near - returns) ** 2), mask, count)
 
 
 def entropy(logits):

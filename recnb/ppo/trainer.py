@@ -67,7 +67,7 @@ class RecPPOTrainer(GRPOTrainer):
                          processing_class=codec.tokenizer, callbacks=callbacks)  # fmt: skip
         self.requests, self.codec, self.teacher, self.catalog = requests, codec, teacher, catalog
         self.knobs, self.max_new = knobs, max_new
-        self.generator = torch.Generator(device=model.device).manual_seed(seed)
+        self.generator = torch.Generator(device=model.device).manual_seed(seed + self.accelerator.process_index)
 
     def create_optimizer(self, model=None):
         """AdamW with one learning rate for the actor and one for the critic."""
@@ -111,11 +111,11 @@ class RecPPOTrainer(GRPOTrainer):
                 mask.shape[1], places, items, self.knobs.list_weight * score.list, len(answer) - 1
             )
         kl = ppo_math.kl_penalty(log_probs, reference) * mask
-        full = ppo_math.whiten(rewards - self.knobs.kl_weight * kl, mask, shift_mean=False)
+        full = ppo_math.whiten(rewards - self.knobs.kl_weight * kl, mask, shift_mean=False, add=self._add)
         advantages, returns = ppo_math.gae(full, values * mask, mask, self.knobs.gamma, self.knobs.gae_lambda)
         self._note(requests, responses, scores, rewards, kl, logits, values, returns, mask)
         return batch | {"old_log_probs": log_probs, "old_values": values, "returns": returns,
-                        "advantages": ppo_math.whiten(advantages, mask)}  # fmt: skip
+                        "advantages": ppo_math.whiten(advantages, mask, add=self._add)}  # fmt: skip
 
     def _log_probs(self, model, batch, adapter):
         """Log-probabilities [B, T] of the answer's tokens and their logits, at the sampling temperature."""
@@ -142,14 +142,30 @@ class RecPPOTrainer(GRPOTrainer):
         both_trainable(model)
         return values
 
+    def _add(self, total):
+        """Sum of a tensor over all processes."""
+        return self.accelerator.reduce(total, reduction="sum")
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One backward pass; gradients are averaged over the processes here, because actor and critic run on the bare
+        model, past the wrapper that would do it."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.num_processes > 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self._add(parameter.grad) / self.accelerator.num_processes
+        return loss
+
     def _compute_loss(self, model, inputs):
         knobs, mask = self.knobs, inputs["completion_mask"].float()
         inner = self.accelerator.unwrap_model(model)
         log_probs, logits = self._log_probs(inner, inputs, "actor")
         values = self._values(inner, inputs)
-        policy, clipped = ppo_math.policy_loss(log_probs, inputs["old_log_probs"], inputs["advantages"], mask, knobs.clip)
-        value = ppo_math.value_loss(values, inputs["old_values"], inputs["returns"], mask, knobs.clip)
-        spread = ppo_math.masked_mean(ppo_math.entropy(logits), mask)
+        count = self._add(mask.sum()) / self.accelerator.num_processes
+        old = inputs["old_log_probs"]
+        policy, clipped = ppo_math.policy_loss(log_probs, old, inputs["advantages"], mask, knobs.clip, count)
+        value = ppo_math.value_loss(values, inputs["old_values"], inputs["returns"], mask, knobs.clip, count)
+        spread = ppo_math.masked_mean(ppo_math.entropy(logits), mask, count)
         notes = self._metrics["train"]
         for name, number in {"policy_loss": policy, "value_loss": value, "clipped": clipped}.items():
             notes[name].append(number.item())
