@@ -21,6 +21,15 @@ def test_every_label_list_is_legal(samples, world):
     assert check_labels(samples, world[0]) == (samples["task"] != "I4").sum() > 2500
 
 
+@pytest.mark.parametrize("users, items, column", [(13218, 18744, "paper, Movie"), (12658, 8572, "paper, Steam")])
+def test_counts_of_table_8(users, items, column):
+    from recnb.evaluation.tables import table8
+
+    counts = synthesis.table8(Instructions(), users, items)
+    table = table8(counts)
+    assert (table["this run"] == table[column]).all()
+
+
 def test_labels_as_the_released_code_makes_them(world, teacher, smoke):
     catalog, histories = world
     knobs = smoke.instructions.model_copy(update={"fidelity": "released", "k_max": 5})
