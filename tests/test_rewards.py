@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl
-from recnb.ppo.rewards import batch_scores, score_list
+from recnb.ppo.rewards import batch_scores, legal_items, score_list
 from recnb.requests import Request, Response
 from tests.test_controls import CONTROLS, WORLD
 
@@ -93,6 +93,12 @@ def test_released_reading_by_hand(toy):
     assert plain.list == pytest.approx(0.5 * total + 0.5 / math.log2(3))
     many = score_list(Request(0, (), (), AtLeast("A", "1/2"), 2, 1), [1, 2], [0, 1], toy, "released")
     assert many.control.tolist() == [1.0, 0.5]
+
+
+def test_all_seen_items_are_illegal_in_the_papers_reading():
+    request = Request(0, (2,), (1, 2), NoControl(), 3, 3)
+    assert legal_items(request, [1, 2, 3]).tolist() == [False, False, True]
+    assert legal_items(request, [1, 2, 3], "released").tolist() == [True, False, True]
 
 
 def test_batch_equals_single(world, teacher, rng):
