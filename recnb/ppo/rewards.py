@@ -1,8 +1,9 @@
 """Rewards of a list: Equations 1 to 5 and Algorithm 1, in the paper's reading and in that of the released code.
 
-``fidelity="paper"`` computes the equations as printed. ``"released"`` computes what the authors' code does: positions of
-Equation 3 count from 0, only the part of the history that the prompt shows is forbidden, the sum of Equation 5 is divided by its value for an ideal list, the list score of I0 looks at the
-target's place alone, the others use 1/(gap+1), and line 17 of Algorithm 1 compares with k*m instead of k.
+``fidelity="paper"`` computes the equations as printed. ``"released"`` computes what the authors' code does: only the
+history that the prompt shows is forbidden, positions of Equation 3 count from 0, the sum of Equation 5 is divided by its
+value for an ideal list, the list score of I0 looks at the target's place alone, the others use 1/(gap+1), and line 17 of
+Algorithm 1 compares with k*m instead of k.
 Ranks count from 0 in both.
 """
 
