@@ -55,6 +55,8 @@ class CatalogAutomaton:
         self.total = np.zeros(len(children), dtype=np.int32)
         for path in self.paths[1:]:
             self.total[path] += 1
+        self.path_nodes = np.concatenate(self.paths[1:])
+        self.path_items = np.repeat(np.arange(1, len(self.paths)), [len(path) for path in self.paths[1:]])
 
     def start(self, k, banned, needs=()):
         """State of one row: a list of ``k`` titles, none of the item ids in ``banned``.
@@ -109,8 +111,8 @@ class RowState:
             possible = can_end(self._capped(), self.k - self.n - 1, taken(self.room, code))
             self.available[code] += 1
             if not possible:
-                for item in np.flatnonzero(self.kinds == code):
-                    self.ban(item)
+                nodes = self.a.path_nodes[self.kinds[self.a.path_items] == code]
+                self.left -= np.bincount(nodes, minlength=len(self.left))
                 self.kinds[self.kinds == code] = -1
                 self.available[code] = 0
 
