@@ -57,6 +57,7 @@ def run(
     if all(done) and (until or (folder / "report.html").is_file()):
         print(f"{folder.name}: all {len(stages)} notebooks are up to date")
         return
+    (folder / "report.html").unlink(missing_ok=True)  # Snakemake makes nothing anew for a target that is there
     for stage in stages[done.index(False) if False in done else len(stages) :]:
         (folder / stage / "manifest.json").unlink(missing_ok=True)
     for source in sources.needed(resolved):

@@ -47,6 +47,11 @@ def test_second_run_is_up_to_date_and_damage_is_found(runs):
         file.write("tampered\n")
     status = recnb(runs, "status", "smoke")
     assert status.stdout.count("up to date") == 6 and "07_case_studies    to do" in status.stdout
+    before = (runs / "smoke" / "report.html").stat().st_mtime_ns
+    changed = recnb(runs, "run", "smoke", "--set", "cases.dial_users=10")
+    assert changed.returncode == 0 and "[7/7] 07_case_studies done" in changed.stdout
+    assert "[6/7]" not in changed.stdout, "only what depends on the knob runs again"
+    assert (runs / "smoke" / "report.html").stat().st_mtime_ns > before
 
 
 def test_failures_name_notebook_cell_and_error(tmp_path):

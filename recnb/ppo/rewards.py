@@ -1,9 +1,8 @@
 """Rewards of a list: Equations 1 to 5 and Algorithm 1, in the paper's reading and in that of the released code.
 
-``fidelity="paper"`` computes the equations as printed. ``"released"`` computes what the authors' code does: only the
-history that the prompt shows is forbidden, positions of Equation 3 count from 0, the sum of Equation 5 is divided by its
-value for an ideal list, the list score of I0 looks at the target's place alone, the others use 1/(gap+1), and line 17 of
-Algorithm 1 compares with k*m instead of k.
+``fidelity="paper"`` computes the equations as printed. ``"released"`` computes what the authors' code does: positions of
+Equation 3 count from 0, the sum of Equation 5 is divided by its value for an ideal list, the list score of I0 looks at the
+target's place alone, the others use 1/(gap+1), and line 17 of Algorithm 1 compares with k*m instead of k.
 Ranks count from 0 in both.
 """
 
@@ -29,15 +28,15 @@ class ListScore:
     """False where Equation 1 calls the item illegal."""
 
 
-def legal_items(request, items, fidelity="paper"):
-    """Which items are legal: in the catalogue, no repeat, not in the user's history, within the first k.
+def legal_items(request, items):
+    """Which items are legal: in the catalogue, no repeat, not in the history shown, within the first k.
 
-    The paper's history is all that the user has, shown in the prompt or not; the released code looks at the shown part.
+    What the user has but the prompt does not show is legal: the model cannot know it (benchmarks/LOG.md says what
+    happens if it is punished all the same).
     """
-    history = set(request.seen if fidelity == "paper" else request.history)
     before, legal = set(), np.zeros(len(items), dtype=bool)
     for i, item in enumerate(items):
-        legal[i] = item is not None and i < request.k and item not in before and item not in history
+        legal[i] = item is not None and i < request.k and item not in before and item not in request.history
         before.add(item)
     return legal
 
@@ -55,7 +54,7 @@ def score_list(request, items, ranks, catalog, fidelity="paper"):
     Returns:
         ``ListScore``.
     """
-    legal, control, k = legal_items(request, items, fidelity), request.control, request.k
+    legal, control, k = legal_items(request, items), request.control, request.k
     preference, effect = np.full(len(items), -1.0), np.full(len(items), -1.0)
     for i in np.flatnonzero(legal):
         preference[i] = 1.0 if items[i] == request.target else 1 / math.log2(ranks[i] + 3)  # Equation 1
