@@ -1,7 +1,7 @@
 """Instructions per second once the teacher's scores are there, and with the teacher; peak memory for N and for 4 N.
 
-    recnb run laptop --until 02_teacher
-    python benchmarks/synthesis.py laptop
+recnb run laptop --until 02_teacher
+python benchmarks/synthesis.py laptop
 """
 
 import argparse

@@ -72,7 +72,7 @@ def write_report(run_folder):
     Raises:
         RecnbError: a stage is missing.
     """
-    run_folder = Path(run_folder)
+    run_folder = Path(run_folder).resolve()
     manifests = {stage: read_manifest(run_folder / stage, stage) for stage in profiles.STAGES}
     settings = (run_folder / "profile.yaml").read_text(encoding="utf-8")
     profile = profiles.load(run_folder / "profile.yaml")
@@ -83,7 +83,7 @@ def write_report(run_folder):
     first = manifests["01_data"]
     html = environment.from_string(PAGE).render(
         name=run_folder.name, summary=_summary(manifests, stale), tables=tables,
-        statistics=_frame(pd.Series(first["numbers"]).rename("value").to_frame()),
+        statistics=_frame(pd.Series({k: f"{v:,.6g}" for k, v in first["numbers"].items()}).rename("value").to_frame()),
         instructions=_frame(table8(manifests["03_instructions"]["numbers"]["counts"])),
         model=manifests["04_sft"]["numbers"]["model"],
         cases=Markup((run_folder / "07_case_studies" / "cases.html").read_text(encoding="utf-8")),

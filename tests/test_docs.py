@@ -2,6 +2,8 @@
 
 import re
 
+import pandas as pd
+
 from recnb.catalog import Catalog
 from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl
 from recnb.ppo.rewards import score_list
@@ -24,3 +26,19 @@ def test_fidelity_names_real_knobs():
     text = (root() / "docs" / "fidelity.md").read_text()
     for section, key in re.findall(r"`(instructions|ppo|sft|data)\.(\w+)", text):
         assert key in type(getattr(Profile(name="x"), section)).model_fields
+
+
+def test_readme_table_is_the_reference_runs():
+    text = (root() / "README.md").read_text()
+    metrics = pd.read_csv(root() / "papermill_runs" / "reference" / "laptop" / "tables" / "metrics.csv")
+    values = metrics.set_index(["system", "decoding", "task", "metric"])["value"]
+    free = [(system, "free") for system in ("sasrec", "popularity", "v2", "full")]
+    systems = [*free, ("full", "constrained"), ("full", "obey")]
+    rows = {"I0, HR@10": ("I0", "HR@10"), "include": ("I1+", "TCP"), "exclude": ("I1-", "TCP"), "about 30": ("I2~30", "CPA"),
+            "repeats": ("format", "RepeatItem")}  # fmt: skip
+    for start, key in rows.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+        cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
+        found = [values[(*system, *key)] for system in systems]
+        expected = [f"{v:.3f}".lstrip("0") if key[0] == "I0" else f"{100 * v:.1f} %" for v in found]
+        assert cells == expected
