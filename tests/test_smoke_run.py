@@ -35,7 +35,8 @@ def test_everything_is_there(runs):
     assert set(metrics["system"]) == {"sasrec", "sasrec_filter", "popularity", "base", "v2", "full"}
     assert (metrics["low"] <= metrics["value"] + 1e-9).all() and (metrics["value"] <= metrics["high"] + 1e-9).all()
     index = metrics.set_index(["system", "decoding", "task", "metric"])["value"]
-    assert index["full", "obey", "I1+", "TCP"] > 0.99 and index["full", "obey", "I1-", "TCP"] == 0
+    assert index["full", "obey", "I1-", "TCP"] == 0 and index["full", "obey", "I2<=20", "CPA"] == 1
+    assert index["full", "obey", "I1+", "TCP"] > index["full", "constrained", "I1+", "TCP"]
     report = (run / "report.html").read_text()
     assert "Table 5" in report and 'src="data:image/png' in report and str(runs) not in report
 
