@@ -32,7 +32,7 @@ def test_everything_is_there(runs):
     assert numbers["05_ppo"]["low"] > 0, "PPO raises the reward beyond its noise"
     metrics = pd.read_csv(run / "tables" / "metrics.csv")
     assert list(metrics.columns) == ["table", "system", "decoding", "task", "metric", "value", "low", "high", "n"]
-    assert set(metrics["system"]) == {"sasrec", "sasrec_filter", "popularity", "base", "v2", "full"}
+    assert set(metrics["system"]) == {"sasrec", "sasrec_filter", "popularity", "base", "v1", "v2", "v3", "full"}
     assert (metrics["low"] <= metrics["value"] + 1e-9).all() and (metrics["value"] <= metrics["high"] + 1e-9).all()
     index = metrics.set_index(["system", "decoding", "task", "metric"])["value"]
     assert index["full", "obey", "I1-", "TCP"] == 0 and index["full", "obey", "I2<=20", "CPA"] == 1
