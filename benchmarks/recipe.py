@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from recnb import profile
-from recnb.artifacts import Stage, runs_folder
+from recnb.artifacts import Reader, runs_folder
 from recnb.catalog import Catalog
 from recnb.cli import overrides
 from recnb.evaluation.metrics import accuracy, formatting
@@ -54,8 +54,7 @@ def main():
     arguments = parser.parse_args()
     run = runs_folder() / arguments.run
     changed = profile.load(run / "profile.yaml", overrides(arguments.set))
-    stages = Stage.__new__(Stage)  # read only: the run's own manifests stay as they are
-    stages.profile, stages.run_folder, stages.inputs = changed, run, {}
+    stages = Reader(changed, run)
     catalog = Catalog.from_parquet(stages.input("01_data", "catalog.parquet"))
     histories = Histories.from_parquet(stages.input("01_data", "histories.parquet"))
     teacher = load_teacher(stages.input("02_teacher", "teacher.safetensors"), len(catalog), changed.teacher)

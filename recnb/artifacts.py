@@ -80,21 +80,15 @@ def fingerprint(profile, stage):
     return hashlib.sha256(knobs.encode()).hexdigest()
 
 
-class Stage:
-    """One stage of one run: its folder, its inputs, its manifest.
+class Reader:
+    """Reads what earlier stages of a run made, each file checked against its stage's manifest.
 
-    Used by every notebook: ``stage = open_stage("02_teacher", profile, run)`` in the first cell and
-    ``stage.finish(numbers)`` in the last.
+    Attributes:
+        inputs: ``{"stage/file": sha256}`` of all files asked for so far.
     """
 
-    def __init__(self, name, profile, run_folder):
-        self.name, self.profile, self.run_folder = name, profile, Path(run_folder)
-        self.folder = self.run_folder / name
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "manifest.json").unlink(missing_ok=True)
-        self.key = fingerprint(profile, name)[:12]
-        self.started = time.time()
-        self.inputs = {}
+    def __init__(self, profile, run_folder):
+        self.profile, self.run_folder, self.inputs = profile, Path(run_folder), {}
 
     def input(self, stage, file):
         """Path of a file that an earlier stage made, checked against that stage's manifest."""
@@ -119,6 +113,23 @@ class Stage:
         for name in names:
             self.input(stage, name)
         return self.run_folder / stage / folder
+
+
+class Stage(Reader):
+    """One stage of one run: its folder, its inputs, its manifest.
+
+    Used by every notebook: ``stage = open_stage("02_teacher", profile, run)`` in the first cell and
+    ``stage.finish(numbers)`` in the last.
+    """
+
+    def __init__(self, name, profile, run_folder):
+        super().__init__(profile, run_folder)
+        self.name = name
+        self.folder = self.run_folder / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "manifest.json").unlink(missing_ok=True)
+        self.key = fingerprint(profile, name)[:12]
+        self.started = time.time()
 
     def finish(self, numbers=None):
         """Write the manifest. ``numbers`` are the stage's headline results; returns the manifest."""

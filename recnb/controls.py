@@ -116,12 +116,17 @@ class Control:
             items: the legal ids.
             preference_sum: sum(Scores*), the score of a list without a control.
         """
-        count_in = int(self.inside(catalog)[items].sum()) if items else 0
+        count_in = self._count(items, catalog)
         return 1 / math.log2(self.gap(count_in, len(items) - count_in, k) + 2)
 
-    def released_list_score(self, items, k, catalog, target):
-        """What the authors' code has in place of Equation 4: 1 / (gap + 1); ``target`` is the ground truth."""
-        count_in = int(self.inside(catalog)[items].sum()) if items else 0
+    def released_list_score(self, items, k, catalog, place):
+        """What the authors' code has in place of Equation 4: 1 / (gap + 1).
+
+        Args:
+            items: the legal ids.
+            place: 0-based place of the ground truth in the whole answer, or None.
+        """
+        count_in = self._count(items, catalog)
         return 1 / (float(self.gap(count_in, len(items) - count_in, k)) + 1)
 
     def metrics(self, items, k, catalog):
@@ -136,8 +141,8 @@ class Control:
         """Plain data; ``from_json`` gives the control back."""
         return {"kind": type(self).__name__} | {name: _plain(value) for name, value in vars(self).items()}
 
-    def _count(self, items, k, catalog):
-        return int(self.inside(catalog)[[i for i in items[:k] if i is not None]].sum())
+    def _count(self, items, catalog):
+        return int(self.inside(catalog)[[i for i in items if i is not None]].sum())
 
 
 def _plain(value):
@@ -277,11 +282,11 @@ class Include(Control):
         return max(k - count_in, 0)
 
     def released_list_score(self, items, k, catalog, place):
-        members = self.inside(catalog)
-        return 1 / (max(min(k, int(members.sum())) - int(members[items].sum()), 0) + 1)
+        reachable = min(k, int(self.inside(catalog).sum()))
+        return 1 / (max(reachable - self._count(items, catalog), 0) + 1)
 
     def metrics(self, items, k, catalog):
-        return {"TCP": self._count(items, k, catalog) / k}
+        return {"TCP": self._count(items[:k], catalog) / k}
 
 
 @dataclass(frozen=True)
@@ -308,7 +313,7 @@ class Exclude(Control):
         return max(k - count_out, 0)
 
     def metrics(self, items, k, catalog):
-        return {"TCP": self._count(items, k, catalog) / k}
+        return {"TCP": self._count(items[:k], catalog) / k}
 
 
 @dataclass(frozen=True)
@@ -331,12 +336,12 @@ class Share(Control):
         return f"In the recommendation list, the proportion of '{self.category}' items should be {self.words} {text}%"
 
     def released_list_score(self, items, k, catalog, place):
-        count_in = int(self.inside(catalog)[items].sum())
+        count_in = self._count(items, catalog)
         low, high = self.bounds(k)
         return 1.0 if low <= count_in <= high else 1 / (abs(count_in - float(k * self.share)) + 1)
 
     def metrics(self, items, k, catalog):
-        count = self._count(items, k, catalog)
+        count = self._count(items[:k], catalog)
         return {"CPA": float(self.gap(count, 0, k) <= self.slack)}
 
 

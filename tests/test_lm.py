@@ -90,14 +90,12 @@ def test_constrained_equals_generate_with_allowed_tokens(language_model, world):
     assert len(set(items)) == 3 and not {None, 1, 2, 5} & set(items)
 
 
-def test_automaton_allows_exactly_the_legal_lists():
-    """Titles that are prefixes of each other, by enumeration of every path."""
-    catalog = Catalog(["a", "a b", "a b c", "d"], [{"A"}] * 4)
-    codec = Codec(build_tokenizer(catalog, [], 320, False))
-    automaton, found = CatalogAutomaton(codec, catalog), set()
+def every_answer(codec, catalog, start):
+    """All item lists that an automaton lets through; ``start()`` gives a fresh state."""
+    found = set()
 
     def walk(tokens):
-        state = automaton.start(2, [4])
+        state = start()
         for token in tokens:
             state.advance(token)
         if tokens and tokens[-1] == codec.eos:
@@ -107,6 +105,15 @@ def test_automaton_allows_exactly_the_legal_lists():
             walk([*tokens, token])
 
     walk([])
+    return found
+
+
+def test_automaton_allows_exactly_the_legal_lists():
+    """Titles that are prefixes of each other, by enumeration of every path."""
+    catalog = Catalog(["a", "a b", "a b c", "d"], [{"A"}] * 4)
+    codec = Codec(build_tokenizer(catalog, [], 320, False))
+    automaton = CatalogAutomaton(codec, catalog)
+    found = every_answer(codec, catalog, lambda: automaton.start(2, [4]))
     assert found == {(a, b) for a in (1, 2, 3) for b in (1, 2, 3) if a != b}
 
 
@@ -115,21 +122,9 @@ def test_obeying_automaton_allows_exactly_the_obeying_lists(toy):
     automaton = CatalogAutomaton(codec, toy)
     control = AllOf((AtMost("A", "1/3"), AtLeast("B", "2/3")))
     for k, seen in ((3, [1]), (2, [3, 4, 6])):
-        found, needs = set(), control.needs(k, toy)
-
-        def walk(tokens, k=k, seen=seen, needs=needs, found=found):
-            state = automaton.start(k, seen, needs)
-            for token in tokens:
-                state.advance(token)
-            if tokens and tokens[-1] == codec.eos:
-                found.add(tuple(parse(codec.decode(tokens), toy).items))
-                return
-            for token in state.allowed().tolist():
-                walk([*tokens, token])
-
-        walk([])
-        unseen = [i for i in range(1, 7) if i not in seen]
-        legal = set(itertools.permutations(unseen, k))
+        needs = control.needs(k, toy)
+        found = every_answer(codec, toy, lambda k=k, seen=seen, needs=needs: automaton.start(k, seen, needs))
+        legal = set(itertools.permutations([i for i in range(1, 7) if i not in seen], k))
         obeying = {items for items in legal if all(low <= mask[list(items)].sum() <= high for mask, low, high in needs)}
         assert found == (obeying or legal)  # a wish that cannot be met is dropped
         assert bool(obeying) == (k == 3)
