@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from recnb.catalog import Catalog
 from recnb.controls import About, AllOf, AtLeast, AtMost, Exclude, Include, NoControl
 from recnb.instructions.templates import numbered
+from recnb.lm.base import train_base
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.generation import LanguageModelRecommender, decode
 from recnb.lm.losses import repeated_mass, unlikelihood
@@ -175,6 +176,15 @@ def test_repeated_mass_by_brute_force(seed):
         banned = [token for token in before - after if is_title[token]]
         assert abs(found[row].item() - sum(log_probs[row, token].exp().item() for token in banned)) < 1e-5
     assert torch.isfinite(unlikelihood(torch.tensor([0.0, 1.0])))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20])
+def test_a_base_of_few_steps_trains(language_model, world, smoke, steps):
+    model, codec = copy.deepcopy(language_model[0]), language_model[1]
+    knobs = smoke.base.model_copy(update={"steps": steps, "batch_size": 2, "repeat_weight": 0.0})
+    rows = []
+    train_base(model, codec, None, world[1], world[0], [], knobs, 0, rows.append, autocast=False)
+    assert rows[-1]["step"] == steps and np.isfinite(rows[-1]["loss"])
 
 
 def test_completion_loss_equals_the_full_loss(language_model, tmp_path):

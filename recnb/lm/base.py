@@ -1,8 +1,8 @@
 """The base of the mini model: plain next-token training on what needs no instruction.
 
-Five kinds of text: histories in quotes, histories as numbered lists, facts about one title, lists of a category's
-titles, and conversations. No request of any user, no control, no teacher: what comes out is this kit's "untouched
-language model", the zero-shot row of every table.
+Five kinds of text: histories in quotes, a history's next titles as the numbered list that answers a plain request, facts
+about one title, titles of one category, and conversations. No control and no label of the teacher's: what comes out can
+list titles, as a chat model can, and is this kit's "untouched language model", the zero-shot row of every table.
 """
 
 import hashlib
@@ -18,9 +18,14 @@ from recnb.lm.losses import next_token_loss, title_mask
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
 
-MIX = {"history": 0.35, "numbered": 0.35, "members": 0.2, "fact": 0.05, "chat": 0.05}
+MIX = {"history": 0.3, "numbered": 0.5, "fact": 0.15, "chat": 0.05}
 """Shares of the kinds of text."""
 LONGEST_LIST = 15
+
+
+def framed(prompt, answer):
+    """Prompt and answer as one text, in the words of a mini model's chat template."""
+    return f"Instruction: {prompt}\nOutput: {answer}"
 
 
 def draw_text(kind, histories, catalog, chat, window, rng):
@@ -32,18 +37,18 @@ def draw_text(kind, histories, catalog, chat, window, rng):
         name = str(rng.choice(catalog.names))
         members = sorted(catalog.members(name))
         k = int(rng.integers(1, min(LONGEST_LIST, len(members)) + 1))
-        items = rng.choice(members, size=k, replace=False)
-        return f"A list of '{name}' titles with {k} different items.\nOutput: {numbered(items, catalog)}"
+        return f"Some '{name}' titles: {quoted(rng.choice(members, size=k, replace=False), catalog)}."
     if kind == "chat" and chat:
         prompt, answer = chat[rng.integers(len(chat))]
-        return f"Instruction: {prompt}\nOutput: {answer}"
+        return framed(prompt, answer)
     sequence = histories.train(rng.integers(len(histories)))
     if kind == "numbered":
         k = int(rng.integers(1, LONGEST_LIST + 1))
         start = int(rng.integers(0, max(1, len(sequence) - k)))
         before, items = sequence[max(0, start - 10) : start], sequence[start : start + k]
         lead = f"The historical interactions are provided as follows: {quoted(before, catalog)}. " if len(before) else ""
-        return f"{lead}A list with {len(items)} different items.\nOutput: {numbered(items, catalog)}"
+        ask = f"You need to generate a recommendation list with {len(items)} different items."
+        return framed(lead + ask, numbered(items, catalog))
     start = int(rng.integers(0, max(1, len(sequence) - window)))
     return f"The historical interactions are provided as follows: {quoted(sequence[start : start + window], catalog)}."
 
@@ -64,7 +69,10 @@ def train_base(model, codec, titles, histories, catalog, chat, knobs, seed, log=
     is_title = title_mask(titles, model.config.vocab_size, model.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay,
                                   betas=(0.9, 0.95), fused=True)  # fmt: skip
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, knobs.learning_rate, total_steps=max(knobs.steps, 2), pct_start=0.05)
+    total = max(knobs.steps, 3)  # the schedule divides by the length of its rise, which must not be a whole step or less
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, knobs.learning_rate, total_steps=total, pct_start=max(0.05, 1.5 / total)
+    )
     model.train()
     bos, running = codec.tokenizer.bos_token_id, []
     waiting = []

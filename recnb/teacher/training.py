@@ -67,8 +67,8 @@ def _step(model, optimizer, sequences):
     batch = torch.from_numpy(pad_left(sequences, model.max_length + 1))
     inputs, targets = batch[:, :-1], batch[:, 1:]
     real = inputs.ne(0)
-    logits = model.logits(model.hidden(inputs)[real])
-    loss = F.cross_entropy(logits, targets[real])
+    scores = model.hidden(inputs)[real] @ model.item.weight[1:].T  # without the padding item: it is never a target
+    loss = F.cross_entropy(scores, targets[real] - 1)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
