@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from recnb import RecnbError
 from recnb.artifacts import atomic_path
 from recnb.lm.losses import next_token_loss, title_mask
+from recnb.lm.packed import next_logits
 
 
 def encode(frame, codec, max_tokens):
@@ -38,8 +39,8 @@ def encode(frame, codec, max_tokens):
 class CompletionTrainer(SFTTrainer):
     """SFTTrainer whose LM head scores only the places that carry loss, with the optional term against repeats.
 
-    On a CPU trl scores every position of prompt and answer; ``logits_to_keep`` with a mask gives the same loss from the
-    answer's positions alone.
+    trl pads, and on a CPU scores every position of prompt and answer. Packed samples and ``logits_to_keep`` give the same
+    loss from the real tokens and the answer's positions alone.
 
     Args:
         is_title: bool [V], the title tokens; None without whole titles.
@@ -52,16 +53,15 @@ class CompletionTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = False  # the mean over this batch's answer tokens, pieces weighted alike
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        labels = inputs["labels"]
-        keep = torch.zeros_like(labels, dtype=torch.bool)
+        labels, real = inputs["labels"], inputs["attention_mask"].bool()
+        keep = torch.zeros_like(real)
         keep[:, :-1] = labels[:, 1:].ne(-100)
-        out = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=keep,
-                    use_cache=False)  # fmt: skip
-        log_probs = torch.log_softmax(out.logits.reshape(-1, out.logits.shape[-1]).float(), -1)
+        logits = next_logits(self.accelerator.unwrap_model(model), inputs["input_ids"], real, keep)
+        log_probs = torch.log_softmax(logits, -1)
         places = keep.nonzero() + torch.tensor([0, 1], device=keep.device)
         is_title = self.is_title if model.training else None
         loss = next_token_loss(log_probs, inputs["input_ids"], places, is_title, self.repeat_weight)
-        return (loss, out) if return_outputs else loss
+        return (loss, {"logits": logits}) if return_outputs else loss
 
 
 class History(TrainerCallback):

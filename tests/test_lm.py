@@ -1,5 +1,6 @@
 import copy
 import itertools
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import strategies as st
 from recnb.catalog import Catalog
 from recnb.controls import About, AllOf, AtLeast, AtMost, Exclude, Include, NoControl
 from recnb.instructions.templates import numbered
-from recnb.lm.base import train_base
+from recnb.lm.base import base_loss, train_base
 from recnb.lm.constrained import CatalogAutomaton
-from recnb.lm.generation import LanguageModelRecommender, decode
+from recnb.lm.generation import Draft, LanguageModelRecommender, decode
 from recnb.lm.losses import repeated_mass, unlikelihood
+from recnb.lm.packed import next_logits
 from recnb.lm.parsing import parse, titles_of
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer
@@ -70,6 +72,91 @@ def test_greedy_equals_generate(language_model):
         out = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=codec.pad,
                              eos_token_id=codec.eos)[0, len(prompt) :].tolist()  # fmt: skip
         assert found == out
+
+
+@pytest.fixture(scope="module")
+def list_writer(language_model, world):
+    """A model that has learned to answer with lists of the catalogue's titles, with some repeats left."""
+    model, codec = copy.deepcopy(language_model[0]), language_model[1]
+    rng = np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(150):
+        rows = [codec.prompt(f"{n} films") + codec.answer(numbered(rng.choice(np.arange(1, 40), n, replace=False), world[0]))
+                for n in rng.integers(2, 5, size=16)]  # fmt: skip
+        optimizer.zero_grad()
+        base_loss(model, rows, codec.pad, None, 0.0).backward()
+        optimizer.step()
+    return model.eval(), codec
+
+
+@contextmanager
+def counted(model):
+    """One entry for each forward pass of the model."""
+    calls = []
+    handle = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    yield calls
+    handle.remove()
+
+
+def test_guessing_ahead_changes_no_token_and_saves_passes(list_writer, world):
+    model, codec = list_writer
+    automaton = CatalogAutomaton(codec, world[0])
+    prompts = [codec.prompt(text) for text in ["4 films", "2 films", "4 films", "Hello", "3 films, please"]]
+    plain = decode(model, codec, prompts, 60)
+    assert plain == decode(model, codec, prompts, 60, drafts=[Draft(automaton, 4) for _ in prompts])
+    with counted(model) as calls:
+        row = decode(model, codec, prompts[:1], 60, drafts=[Draft(automaton, 4)])[0]
+        assert row == plain[0] and len(calls) < 0.8 * len(row)
+    assert sum(len(parse(codec.decode(row), world[0]).items) for row in plain) >= 8, "the model writes lists"
+    for prompt, found in zip(prompts, plain, strict=True):
+        out = model.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False, pad_token_id=codec.pad,
+                             eos_token_id=codec.eos)[0, len(prompt) :].tolist()  # fmt: skip
+        assert found == out
+
+
+def test_guessing_ahead_samples_from_the_models_own_distribution(list_writer, world):
+    """Frequencies of the first two titles, with and without guesses, from 600 samples each."""
+    model, codec = list_writer
+    automaton = CatalogAutomaton(codec, world[0])
+    prompts, found = [codec.prompt("2 films")] * 600, []
+    for drafts in (None, [Draft(automaton, 2) for _ in prompts]):
+        rows = decode(model, codec, prompts, 40, 0.7, torch.Generator().manual_seed(5), drafts=drafts)
+        items = np.array([([*parse(codec.decode(row), world[0]).items, None, None])[:2] for row in rows])
+        found.append([np.bincount([i or 0 for i in items[:, place]], minlength=60) / 600 for place in (0, 1)])
+    distance = np.abs(np.array(found[0]) - np.array(found[1])).sum(1) / 2
+    assert (distance < 0.16).all(), "total variation, about .10 between two samples of 600 from the same 39 titles"
+
+
+def test_rows_that_end_early_leave_the_others_alone(list_writer, world):
+    model, codec = list_writer
+    automaton = CatalogAutomaton(codec, world[0])
+    prompts, lengths = [codec.prompt(f"{2 + n % 3} films") for n in range(9)], [1, 9, 2, 1, 1, 7, 1, 3, 1]
+    start = lambda: [automaton.start(k, [k]) for k in lengths]  # noqa: E731
+    together = decode(model, codec, prompts, 400, states=start())
+    alone = [decode(model, codec, [p], 400, states=[s])[0] for p, s in zip(prompts, start(), strict=True)]
+    assert together == alone
+    assert [len(parse(codec.decode(row), world[0]).items) for row in together] == lengths
+
+
+def test_forced_tokens_are_those_with_one_way_on():
+    """Titles that are prefixes of each other; the walk takes one allowed token at a time."""
+    catalog = Catalog(["a", "a b", "a b c", "dragon", "drum"], [{"A"}] * 5)
+    codec = Codec(build_tokenizer(catalog, [], 320, False))
+    automaton = CatalogAutomaton(codec, catalog)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        state, steps = automaton.start(3, rng.choice(np.arange(1, 6), rng.integers(0, 3), replace=False).tolist()), 0
+        while not state.done:
+            forced, expected, ahead = state.forced(), [], copy.copy(state)
+            ahead.left, ahead.queue = state.left.copy(), list(state.queue)
+            while not ahead.done and len(ahead.allowed()) == 1:
+                expected.append(int(ahead.allowed()[0]))
+                ahead.advance(expected[-1])
+            assert expected[: len(forced)] == forced
+            assert bool(forced) == bool(expected)
+            state.advance(int(rng.choice(state.allowed())))
+            steps += 1
+        assert steps > 3
 
 
 def test_constrained_equals_generate_with_allowed_tokens(language_model, world):
@@ -185,6 +272,29 @@ def test_a_base_of_few_steps_trains(language_model, world, smoke, steps):
     rows = []
     train_base(model, codec, None, world[1], world[0], [], knobs, 0, rows.append, autocast=False)
     assert rows[-1]["step"] == steps and np.isfinite(rows[-1]["loss"])
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_packed_logits_equal_padded_ones(left):
+    """Gradients too, with grouped keys and values, whatever side the padding is on."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, attn_implementation="eager")  # fmt: skip
+    model = LlamaForCausalLM(config)
+    lengths, width = [3, 9, 6, 1], 9
+    ids = torch.randint(1, 50, (4, width))
+    real = torch.arange(width) < torch.tensor(lengths)[:, None]
+    real = real.flip(1) if left else real
+    keep = real & (torch.rand(4, width) < 0.6)
+    packed = next_logits(model, ids, real, keep)
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    padded = model(input_ids=ids, attention_mask=real.long(), position_ids=positions).logits[keep]
+    assert torch.allclose(packed, padded, atol=1e-5) and model.config._attn_implementation == "eager"
+    gradients = [torch.autograd.grad(x.logsumexp(-1).sum(), model.model.layers[0].self_attn.k_proj.weight)[0]
+                 for x in (packed, padded)]  # fmt: skip
+    assert torch.allclose(*gradients, atol=1e-5)
 
 
 def test_completion_loss_equals_the_full_loss(language_model, tmp_path):

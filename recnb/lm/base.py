@@ -15,6 +15,7 @@ from recnb.artifacts import atomic_path, write_json
 from recnb.instructions.templates import numbered, quoted
 from recnb.lm.loading import mini_model, smollm2_folder
 from recnb.lm.losses import next_token_loss, title_mask
+from recnb.lm.packed import next_logits
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
 
@@ -75,14 +76,10 @@ def train_base(model, codec, titles, histories, catalog, chat, knobs, seed, log=
     )
     model.train()
     bos, running = codec.tokenizer.bos_token_id, []
-    waiting = []
     for step in range(1, knobs.steps + 1):
-        if not waiting:  # eight batches at once, each of texts of like length: little padding
-            texts = [draw_text(k, histories, catalog, chat, knobs.history_window, rng)
-                     for k in rng.choice(kinds, size=8 * knobs.batch_size, p=shares)]  # fmt: skip
-            drawn = sorted(([bos, *codec.answer(text)][:max_tokens] for text in texts), key=len)
-            waiting = [drawn[i * knobs.batch_size :][: knobs.batch_size] for i in rng.permutation(8)]
-        rows = waiting.pop()
+        drawn = rng.choice(kinds, size=knobs.batch_size, p=shares)
+        texts = [draw_text(kind, histories, catalog, chat, knobs.history_window, rng) for kind in drawn]
+        rows = [[bos, *codec.answer(text)][:max_tokens] for text in texts]
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast):
             loss = base_loss(model, rows, codec.pad, is_title, knobs.repeat_weight)
         optimizer.zero_grad(set_to_none=True)
@@ -110,10 +107,9 @@ def base_loss(model, rows, pad, is_title, repeat_weight):
         ids[i, : len(row)] = torch.tensor(row)
     real = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
     ids, real = ids.to(model.device), real.to(model.device)
-    states = model.model(input_ids=ids, attention_mask=real.long()).last_hidden_state[:, :-1][real[:, 1:]]
-    log_probs = torch.log_softmax(model.lm_head(states).float(), -1)
-    places = real[:, 1:].nonzero() + torch.tensor([0, 1], device=model.device)
-    return next_token_loss(log_probs, ids, places, is_title, repeat_weight)
+    keep = torch.cat([real[:, 1:], torch.zeros_like(real[:, :1])], 1)
+    log_probs = torch.log_softmax(next_logits(model, ids, real, keep), -1)
+    return next_token_loss(log_probs, ids, keep.nonzero() + torch.tensor([0, 1], device=model.device), is_title, repeat_weight)
 
 
 def title_vectors(model, titles, teacher):

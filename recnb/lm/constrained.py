@@ -58,19 +58,20 @@ class CatalogAutomaton:
         self.path_nodes = np.concatenate(self.paths[1:])
         self.path_items = np.repeat(np.arange(1, len(self.paths)), [len(path) for path in self.paths[1:]])
 
-    def start(self, k, banned, needs=()):
+    def start(self, k, banned, needs=(), repeats=False):
         """State of one row: a list of ``k`` titles, none of the item ids in ``banned``.
 
         Args:
             needs: what a control asks of the list (``Control.needs``). Where the items left cannot meet it, it is
                 dropped: an answer is still k new titles.
+            repeats: a title may come again.
 
         Raises:
             RecnbError: fewer than k titles are left, or k is longer than the automaton was built for.
         """
         if k > self.longest:
             raise RecnbError(f"constrained decoding was set up for lists of at most {self.longest}, asked for {k}")
-        state = RowState(self, k)
+        state = RowState(self, k, repeats)
         for item in set(banned):
             state.ban(item)
         if state.left[0] < k:
@@ -83,8 +84,8 @@ class CatalogAutomaton:
 class RowState:
     """Where one row stands in the automaton."""
 
-    def __init__(self, automaton, k):
-        self.a, self.k, self.n = automaton, k, 0
+    def __init__(self, automaton, k, repeats):
+        self.a, self.k, self.n, self.repeats = automaton, k, 0, repeats
         self.left = automaton.total.copy()
         self.queue = list(automaton.numbers[0])  # tokens of the list number still to come
         self.node, self.done = 0, False
@@ -128,15 +129,33 @@ class RowState:
             return np.array([self.queue[0]])
         nodes = self.a.child_nodes[self.node]
         tokens = self.a.child_tokens[self.node][self.left[nodes] > 0]
-        if self._complete():
+        if self._complete(self.node):
             after = self.a.eos if self.n + 1 == self.k else self.a.numbers[self.n + 1][0]
             tokens = np.append(tokens, after)
         return tokens
 
-    def _complete(self):
-        """The tokens so far are a whole allowed title (longer titles below the node do not count)."""
-        item = self.a.item_at[self.node]
-        return bool(item) and self.left[self.node] > self.left[self.a.child_nodes[self.node]].sum()
+    def forced(self):
+        """The tokens that must come next, whatever the model says, up to the next choice; the state stays as it is."""
+        if self.done:
+            return []
+        tokens, node = list(self.queue), self.node
+        if tokens:
+            return tokens
+        while True:
+            nodes = self.a.child_nodes[node]
+            open_ = np.flatnonzero(self.left[nodes] > 0)
+            complete = self._complete(node)
+            if len(open_) + complete != 1:
+                return tokens
+            if complete:
+                return [*tokens, self.a.eos] if self.n + 1 == self.k else [*tokens, *self.a.numbers[self.n + 1]]
+            tokens.append(int(self.a.child_tokens[node][open_[0]]))
+            node = int(nodes[open_[0]])
+
+    def _complete(self, node):
+        """The tokens up to a node are a whole allowed title (longer titles below the node do not count)."""
+        item = self.a.item_at[node]
+        return bool(item) and self.left[node] > self.left[self.a.child_nodes[node]].sum()
 
     def advance(self, token):
         """Take the token that was chosen; it must be an allowed one."""
@@ -149,7 +168,8 @@ class RowState:
             self.node = self.a.children[self.node][token]
             return
         item = self.a.item_at[self.node]
-        self.ban(item)
+        if not self.repeats:
+            self.ban(item)
         self.n, self.node = self.n + 1, 0
         if self.n == self.k:
             self.done = True

@@ -51,7 +51,7 @@ def next_token_loss(log_probs, ids, places, is_title=None, repeat_weight=0.0):
     if repeat_weight and is_title is not None:
         due = is_title[targets]
         if due.any():
-            loss = loss + repeat_weight * unlikelihood(repeated_mass(log_probs[due], ids, places[due], is_title))
+            loss = loss + repeat_weight * unlikelihood(repeated_mass(log_probs, ids, places, is_title)[due])
     return loss
 
 

@@ -16,7 +16,9 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, GRPOTrainer
 
-from recnb.lm.generation import decode, request_prompt
+from recnb.lm.constrained import CatalogAutomaton
+from recnb.lm.generation import Draft, decode, request_prompt
+from recnb.lm.packed import next_logits, pack, packed_attention
 from recnb.lm.parsing import parse
 from recnb.ppo import ppo_math
 from recnb.ppo.rewards import batch_scores
@@ -67,6 +69,7 @@ class RecPPOTrainer(GRPOTrainer):
                          processing_class=codec.tokenizer, callbacks=callbacks)  # fmt: skip
         self.requests, self.codec, self.teacher, self.catalog = requests, codec, teacher, catalog
         self.knobs, self.max_new = knobs, max_new
+        self.automaton = CatalogAutomaton(codec, catalog)
         self.generator = torch.Generator(device=model.device).manual_seed(seed + self.accelerator.process_index)
 
     def create_optimizer(self, model=None):
@@ -92,13 +95,15 @@ class RecPPOTrainer(GRPOTrainer):
         with torch.no_grad():
             both_trainable(model).set_adapter("actor")
             model.eval()
-            answers = decode(model, self.codec, prompts, self.max_new, self.knobs.temperature, self.generator)
+            drafts = [Draft(self.automaton, r.k) for r in requests]
+            answers = decode(model, self.codec, prompts, self.max_new, self.knobs.temperature, self.generator, drafts=drafts)
             model.train()
             batch = pad_batch(prompts, answers, self.codec.pad, model.device)
-            log_probs, logits = self._log_probs(model, batch, "actor")
-            values = self._values(model, batch)
-            with model.disable_adapter():
-                reference, _ = self._log_probs(model, batch, None)
+            with self.compute_loss_context_manager():  # the loss's own precision: the first ratio is exactly 1
+                log_probs, logits = self._log_probs(model, batch, "actor")
+                values = self._values(model, batch)
+                with model.disable_adapter():
+                    reference, _ = self._log_probs(model, batch, None)
         both_trainable(model)
         responses = [parse(self.codec.decode(a), self.catalog, len(a)) for a in answers]
         scores = self.reward_funcs[0](requests, responses, self.teacher, self.catalog, self.knobs.fidelity)
@@ -118,29 +123,25 @@ class RecPPOTrainer(GRPOTrainer):
                         "advantages": ppo_math.whiten(advantages, mask, add=self._add)}  # fmt: skip
 
     def _log_probs(self, model, batch, adapter):
-        """Log-probabilities [B, T] of the answer's tokens and their logits, at the sampling temperature."""
+        """Log-probabilities [B, T] of the answers' tokens and, one row a token, the logits [R, V] at the sampling temperature."""
         if adapter:
             model.set_adapter(adapter)
             both_trainable(model)
-        width = batch["completion_ids"].shape[1]
-        out = model(input_ids=batch["ids"], attention_mask=batch["attention"], position_ids=batch["positions"],
-                    logits_to_keep=width + 1, use_cache=False)  # fmt: skip
-        logits = out.logits[:, :-1].float() / self.knobs.temperature
-        chosen = torch.log_softmax(logits, -1).gather(-1, batch["completion_ids"][..., None])[..., 0]
-        return chosen, logits
+        logits = next_logits(model, batch["ids"], batch["attention"].bool(), _before(batch)) / self.knobs.temperature
+        chosen = batch["completion_ids"][batch["completion_mask"].bool()]
+        return _in_places(torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0], batch["completion_mask"]), logits
 
     def _values(self, model, batch):
         """Critic's value [B, T] of the state before each token of the answer."""
         model.set_adapter("critic")
         both_trainable(model)
-        inner = model.get_base_model()
-        states = inner.model(input_ids=batch["ids"], attention_mask=batch["attention"], position_ids=batch["positions"],
-                             use_cache=False).last_hidden_state  # fmt: skip
-        width = batch["completion_ids"].shape[1]
-        values = inner.v_head(states[:, -width - 1 : -1])[..., 0].float()
+        inner, real, keep = model.get_base_model(), batch["attention"].bool(), _before(batch)
+        with packed_attention(inner):
+            states = inner.model(**pack(batch["ids"], real), use_cache=False).last_hidden_state[0]
+        values = inner.v_head(states[keep[real]])[:, 0].float()
         model.set_adapter("actor")
         both_trainable(model)
-        return values
+        return _in_places(values, batch["completion_mask"])
 
     def _add(self, total):
         """Sum of a tensor over all processes."""
@@ -165,7 +166,7 @@ class RecPPOTrainer(GRPOTrainer):
         old = inputs["old_log_probs"]
         policy, clipped = ppo_math.policy_loss(log_probs, old, inputs["advantages"], mask, knobs.clip, count)
         value = ppo_math.value_loss(values, inputs["old_values"], inputs["returns"], mask, knobs.clip, count)
-        spread = ppo_math.masked_mean(ppo_math.entropy(logits), mask, count)
+        spread = ppo_math.entropy(logits).sum() / count
         notes = self._metrics["train"]
         for name, number in {"policy_loss": policy, "value_loss": value, "clipped": clipped}.items():
             notes[name].append(number.item())
@@ -187,18 +188,30 @@ class RecPPOTrainer(GRPOTrainer):
             "in_history": float(np.mean(history)),
             "correct_count": float(np.mean([len(a.items) == r.k for r, a in zip(requests, responses, strict=True)])),
             "kl": ((kl * mask).sum() / mask.sum()).item(),
-            "entropy": ppo_math.masked_mean(ppo_math.entropy(logits), mask).item(),
+            "entropy": ppo_math.entropy(logits).mean().item(),
             "explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
         }
         for name, number in numbers.items():
             self._metrics["train"][name].append(number)
 
 
+def _before(batch):
+    """bool [B, P+T]: the place before each token of an answer, where that token is predicted."""
+    keep = torch.zeros_like(batch["attention"], dtype=torch.bool)
+    keep[:, -batch["completion_mask"].shape[1] - 1 : -1] = batch["completion_mask"].bool()
+    return keep
+
+
+def _in_places(numbers, mask):
+    """Numbers [R] of the places where ``mask`` is 1, in their places [B, T]; 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=numbers.dtype, device=numbers.device).masked_scatter(mask.bool(), numbers)
+
+
 def pad_batch(prompts, answers, pad, device):
     """Tensors of prompts (padded left) and answers (padded right).
 
     Returns:
-        Dict: ids, attention, positions [B, P+T]; completion_ids, completion_mask [B, T].
+        Dict: ids, attention [B, P+T]; completion_ids, completion_mask [B, T].
     """
     p, t = max(map(len, prompts)), max(map(len, answers))
     ids = torch.full((len(prompts), p + t), pad)
@@ -208,8 +221,7 @@ def pad_batch(prompts, answers, pad, device):
         ids[row, p : p + len(answer)] = torch.tensor(answer)
         attention[row, p - len(prompt) : p + len(answer)] = 1
     ids, attention = ids.to(device), attention.to(device)
-    return {"ids": ids, "attention": attention, "positions": (attention.cumsum(1) - 1).clamp(min=0),
-            "completion_ids": ids[:, p:], "completion_mask": attention[:, p:]}  # fmt: skip
+    return {"ids": ids, "attention": attention, "completion_ids": ids[:, p:], "completion_mask": attention[:, p:]}
 
 
 def ppo_arguments(knobs, seed, folder, autocast):
@@ -272,11 +284,12 @@ def sample_rewards(model, codec, requests, teacher, catalog, knobs, seed, max_ne
         float array, one value a request: the measure of "did RL help" on held-out users.
     """
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    rewards = []
+    automaton, rewards = CatalogAutomaton(codec, catalog), []
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
         prompts = codec.prompts([request_prompt(r, catalog, seed) for r in batch])
-        answers = decode(model, codec, prompts, max_new, knobs.temperature, generator)
+        drafts = [Draft(automaton, r.k) for r in batch]
+        answers = decode(model, codec, prompts, max_new, knobs.temperature, generator, drafts=drafts)
         responses = [parse(codec.decode(a), catalog, len(a)) for a in answers]
         for score in batch_scores(batch, responses, teacher, catalog, knobs.fidelity):
             items = score.item.sum() if knobs.item_reward else 0.0

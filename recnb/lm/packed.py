@@ -1,0 +1,83 @@
+"""Training passes without padding: the samples of a batch lie end to end, and only attention sees them side by side.
+
+Instructions differ in length by a factor of four, so almost half of a padded batch is padding, and every projection, norm
+and activation works on it for nothing. Here they work on the T real tokens alone. Attention needs samples side by side:
+it pads queries, keys and values on the right, where a causal mask hides them, and drops what it added.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+
+def pack(ids, real):
+    """Arguments of a forward pass over a batch laid end to end; use inside ``packed_attention``.
+
+    Args:
+        ids: int [S, L], padded on any side.
+        real: bool [S, L], False on padding.
+
+    Returns:
+        Dict: input_ids and position_ids [1, T]; place int [T], where each token stands in the S x longest samples that
+        attention sees; shape, those two numbers. Tokens come in the order of ``real.nonzero()``.
+    """
+    sample, column = real.nonzero(as_tuple=True)
+    position = (real.cumsum(1) - 1)[sample, column]
+    longest = int(position.max()) + 1
+    return {"input_ids": ids[sample, column][None], "position_ids": position[None],
+            "place": sample * longest + position, "shape": (len(ids), longest)}  # fmt: skip
+
+
+@contextmanager
+def packed_attention(model):
+    """Within it, the model's attention expects the arguments of ``pack``."""
+    before = model.config._attn_implementation
+    model.config._attn_implementation = "recnb_packed"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def next_logits(model, ids, real, keep):
+    """Logits of the token after each kept place, nothing else going through the LM head.
+
+    Args:
+        model: a causal language model of transformers, or a PEFT model around one.
+        ids: int [S, L].
+        real: bool [S, L], False on padding.
+        keep: bool [S, L], a part of ``real``.
+
+    Returns:
+        float32 [R, V], in the order of ``keep.nonzero()``.
+    """
+    with packed_attention(model):
+        out = model(**pack(ids, real), logits_to_keep=keep[real].nonzero()[:, 0], use_cache=False)
+    return out.logits[0].float()
+
+
+def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, place=None, shape=None, **unused):
+    """Causal attention in transformers' attention interface: query, key, value [1, heads, T, d] -> [1, T, heads, d]."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    samples, longest = shape
+
+    def side_by_side(x):
+        x = x[0].transpose(0, 1)
+        padded = x.new_zeros(samples * longest, *x.shape[1:]).index_copy(0, place, x)
+        return padded.view(samples, longest, *x.shape[1:]).transpose(1, 2)
+
+    query, key, value = side_by_side(query), side_by_side(key), side_by_side(value)
+    if query.is_cuda:
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    else:  # PyTorch's fused attention is slower than this on CPUs without matrix units
+        later = torch.ones(longest, longest, dtype=torch.bool, device=query.device).triu(1)
+        scores = ((query * scaling) @ key.transpose(2, 3)).masked_fill(later, float("-inf"))
+        mixed = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ value
+    return mixed.transpose(1, 2).reshape(samples * longest, *mixed.shape[1:2], -1)[place][None], None
+
+
+AttentionInterface.register("recnb_packed", attend)
