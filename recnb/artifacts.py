@@ -129,7 +129,24 @@ class Stage(Reader):
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "manifest.json").unlink(missing_ok=True)
         self.key = fingerprint(profile, name)[:12]
-        self.started = time.time()
+        self.started, self.earlier = time.time(), self._earlier_seconds()
+        self.tick()
+
+    def _earlier_seconds(self):
+        """Seconds spent by starts of this stage with these knobs that were stopped before its end."""
+        try:
+            kept = json.loads((self.folder / ".clock.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return 0.0
+        return kept["seconds"] if kept["key"] == self.key else 0.0
+
+    def seconds(self):
+        """Wall time of this stage so far, that of stopped starts included."""
+        return self.earlier + time.time() - self.started
+
+    def tick(self):
+        """Note the time spent, so that a start that is killed still counts up to here."""
+        write_json(self.folder / ".clock.json", {"key": self.key, "seconds": self.seconds()})
 
     def finish(self, numbers=None):
         """Write the manifest. ``numbers`` are the stage's headline results; returns the manifest."""
@@ -143,7 +160,7 @@ class Stage(Reader):
             "fingerprint": fingerprint(self.profile, self.name),
             "knobs": self.profile.stage_knobs(self.name),
             "numbers": numbers or {},
-            "wall_seconds": round(time.time() - self.started, 1),
+            "wall_seconds": round(self.seconds(), 1),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "commit": git_commit(),
             "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
@@ -152,6 +169,7 @@ class Stage(Reader):
             "outputs": outputs,
         }
         write_json(self.folder / "manifest.json", manifest)
+        (self.folder / ".clock.json").unlink(missing_ok=True)
         return manifest
 
 

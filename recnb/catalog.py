@@ -30,6 +30,20 @@ def clean_title(raw):
     return text
 
 
+LONGEST_TITLE = 64
+"""Tokens of a title at most (3.1)."""
+
+
+def shorten(title, longest=LONGEST_TITLE):
+    """The title's first ``longest`` tokens, by a count that holds for any tokenizer: four letters or one sign a token.
+
+    Real tokenizers need fewer for most Latin text. Titles that become alike are told apart by ``unique_titles``.
+    """
+    pieces = re.finditer(r"\w{1,4}|[^\w\s]", title)
+    ends = [piece.end() for piece in pieces]
+    return title if len(ends) <= longest else title[: ends[longest - 1]]
+
+
 def unique_titles(titles):
     """Titles made unique by appending " (2)", " (3)", ... to later ones; compared without regard to case.
 

@@ -8,7 +8,7 @@ class Progress:
     """Call it with (done, of); it keeps ``.progress.json`` of a stage up to date with an estimate of what is left."""
 
     def __init__(self, stage, text):
-        self.path, self.text = stage.folder / ".progress.json", text
+        self.path, self.text, self.stage = stage.folder / ".progress.json", text, stage
         self.first = (0, time.time())
 
     def __call__(self, done, of):
@@ -18,6 +18,7 @@ class Progress:
             self.first = (done, time.time())
         row = {"text": self.text, "done": done, "of": of, "left": left}
         self.path.write_text(json.dumps(row))
+        self.stage.tick()
 
     def row(self, row):
         """The same for a logged row of a trainer, with keys step and of."""

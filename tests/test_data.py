@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recnb import RecnbError
-from recnb.catalog import Catalog, clean_title, unique_titles
+from recnb.catalog import Catalog, clean_title, shorten, unique_titles
 from recnb.datasets import assemble, tabular
 from recnb.interactions import Histories, k_core, statistics, time_order
 
@@ -31,6 +31,14 @@ def test_unique_titles(titles):
     unique = unique_titles(titles)
     assert len({t.casefold() for t in unique}) == len(titles)
     assert all(new.startswith(old) for old, new in zip(titles, unique, strict=True))
+
+
+def test_long_titles_are_cut_and_stay_unique():
+    long = "A very long name " * 30
+    assert shorten("The Usual Suspects (1995)") == "The Usual Suspects (1995)"
+    cut = unique_titles([shorten(long + "one"), shorten(long + "two")])
+    assert len(set(cut)) == 2 and all(len(title) < 300 for title in cut)
+    assert long.startswith(shorten(long)) and len(shorten("!" * 100)) == 64
 
 
 def test_catalog_finds_and_suggests(toy):

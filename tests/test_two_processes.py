@@ -32,7 +32,7 @@ def two_steps(rank, world_size, port, folder):
     codec = Codec(build_tokenizer(catalog, [("Hello", "Good day")] * 5, 400, True))
     model = mini_model(len(codec.tokenizer), profile.model, codec, 0)
     greedy = trainer.decode
-    trainer.decode = lambda m, c, prompts, new, *_: greedy(m, c, prompts, new)
+    trainer.decode = lambda m, c, prompts, new, *_, **__: greedy(m, c, prompts, new)
     requests = rl_requests(16, range(50), histories, catalog, teacher, 6, 2, 4, np.random.default_rng(0))
     prompts = 8 // world_size
     knobs = profile.ppo.model_copy(update={"steps": 2, "prompts": prompts, "samples": 2, "epochs": 1, "minibatches": 1,

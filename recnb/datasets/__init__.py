@@ -1,7 +1,7 @@
 """Datasets: each module turns one source into a raw item table and a raw log; ``build`` does the rest alike for all."""
 
 from recnb import RecnbError
-from recnb.catalog import Catalog, clean_title, unique_titles
+from recnb.catalog import Catalog, clean_title, shorten, unique_titles
 from recnb.datasets import movielens, synthetic, tabular
 from recnb.interactions import Histories, k_core, time_order
 
@@ -40,7 +40,7 @@ def assemble(items, log, k):
     if log.empty:
         raise RecnbError("no user has three interactions, the least for a training, a validation and a test item")
     items = items[items["item"].isin(set(log["item"]))].reset_index(drop=True)
-    catalog = Catalog(unique_titles([clean_title(t) for t in items["title"]]), list(items["categories"]))
+    catalog = Catalog(unique_titles([shorten(clean_title(t)) for t in items["title"]]), list(items["categories"]))
     number = {item: i for i, item in enumerate(items["item"], start=1)}
     groups = log.assign(number=log["item"].map(number)).groupby("user", sort=True)["number"]
     return catalog, Histories([group.to_numpy() for _, group in groups])
