@@ -2,9 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: reproduce test nightly lab clean setup
+.PHONY: reproduce test nightly bench lab clean setup
 
-## The main job: set-up, then seven notebooks on MovieLens-100K and a report.
+## The main job: set-up, then eight notebooks on MovieLens-100K and a report.
 reproduce: setup
 	$(BIN)/recnb run laptop
 	@echo "open papermill_runs/laptop/report.html"
@@ -19,6 +19,16 @@ test: setup
 nightly: setup
 	$(BIN)/python -m pytest -q -m "nightly or not nightly" --hypothesis-profile nightly tests
 
+## Our engines beside RecBole, SFTTrainer, generate and GRPOTrainer: benchmarks/results.md, about half an hour.
+bench: setup .venv-bench/.ready
+	$(BIN)/python benchmarks/bench.py
+
+.venv-bench/.ready: benchmarks/peers/requirements.lock
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet "$$(grep ^torch== $<)"
+	.venv-bench/bin/pip install --quiet --no-deps -r $<
+	touch $@
+
 ## The notebooks in JupyterLab.
 lab: setup
 	$(BIN)/jupyter lab notebooks
@@ -26,7 +36,7 @@ lab: setup
 ## Delete the runs (not the reference run) and the environment.
 clean:
 	find papermill_runs -mindepth 1 -maxdepth 1 ! -name profiles ! -name reference -exec rm -rf {} +
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-bench
 
 setup: $(VENV)/.ready
 

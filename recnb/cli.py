@@ -1,4 +1,4 @@
-"""The command line: recnb fetch | run | status | report."""
+"""The command line: recnb fetch | run | status | report | evaluate | score | summarise."""
 
 import json
 import subprocess
@@ -77,7 +77,7 @@ def _snakemake(folder, path, target):
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(folder, stop), daemon=True)
     watcher.start()
-    command = [*base, "--cores", "1", "--quiet", "all", "--rerun-incomplete", "--rerun-triggers", "mtime",
+    command = [*base, "--cores", "all", "--quiet", "all", "--rerun-incomplete", "--rerun-triggers", "mtime",
                *configuration, "--", target]  # fmt: skip
     result = subprocess.run(command)
     stop.set()
@@ -116,15 +116,72 @@ def status(run_name: Annotated[str, typer.Argument(help="name of the run")] = "l
             print(f"{stage:18} to do")
 
 
+RunArgument = Annotated[str, typer.Argument(help="name of the run")]
+FolderOption = Annotated[str, typer.Option(help="folder of the run, instead of its name")]
+
+
 @app.command()
-def report(
-    run_name: Annotated[str, typer.Argument(help="name of the run")] = "laptop",
-    folder: Annotated[str, typer.Option(help="folder of the run, instead of its name")] = "",
-):
+def report(run_name: RunArgument = "laptop", folder: FolderOption = ""):
     """Write report.html of a finished run."""
     from recnb.report import write_report
 
     print(write_report(Path(folder) if folder else runs_folder() / run_name))
+
+
+@app.command()
+def evaluate(run_name: RunArgument = "laptop", folder: FolderOption = ""):
+    """Make all tables of a run anew from its stored answers; no model is needed."""
+    from recnb.evaluation.stored import evaluate_run
+
+    where = Path(folder) if folder else runs_folder() / run_name
+    evaluate_run(where, where / "tables")
+    print(where / "tables")
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="CSV with the columns task, user, text")],
+    run_name: Annotated[str, typer.Option("--run", help="the run whose requests were answered")] = "laptop",
+    folder: FolderOption = "",
+    name: Annotated[str, typer.Option(help="what to call the system")] = "",
+):
+    """Score someone else's answers to a run's requests; writes FILE.metrics.csv."""
+    from recnb.evaluation.stored import score_file
+
+    metrics, target = score_file(file, Path(folder) if folder else runs_folder() / run_name, name or file.stem)
+    shown = metrics[~metrics["metric"].str.endswith("without control")]
+    print(shown[["task", "metric", "value", "low", "high", "n"]].to_markdown(index=False, floatfmt=".4f"))
+    print(target)
+
+
+@app.command()
+def requests(
+    file: Annotated[Path, typer.Argument(help="CSV to write: task, user, prompt")],
+    run_name: Annotated[str, typer.Option("--run", help="name of the run")] = "laptop",
+    folder: FolderOption = "",
+):
+    """Write a run's requests as prompts, for a system of your own; `recnb score` scores what it answers."""
+    from recnb.evaluation.stored import write_requests
+
+    print(write_requests(Path(folder) if folder else runs_folder() / run_name, file), "requests in", file)
+
+
+@app.command()
+def summarise(runs: Annotated[list[str], typer.Argument(help="names of runs that differ in their seed")]):
+    """Mean and standard deviation of every number over several runs; writes seeds.csv beside them."""
+    import pandas as pd
+
+    from recnb.evaluation.statistics import over_seeds
+
+    paths = [runs_folder() / run / "tables" / "metrics.csv" for run in runs]
+    for path in paths:
+        if not path.is_file():
+            raise RecnbError(f"{path} does not exist: run it first (recnb run PROFILE --run NAME --set seed=1)")
+    table = over_seeds([pd.read_csv(path) for path in paths])
+    table.to_csv(runs_folder() / "seeds.csv", index=False, float_format="%.6f")
+    shown = table[~table["metric"].str.endswith("without control")]
+    print(shown.to_markdown(index=False, floatfmt=".4f"))
+    print(runs_folder() / "seeds.csv")
 
 
 def main():

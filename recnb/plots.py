@@ -114,6 +114,7 @@ def control_overview(metrics):
              ("I1-", "TCP", "exclude: share of the category (less is better)"),
              ("I2~30", "CPA", "about 30 %: lists within one item (more is better)")]  # fmt: skip
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True)
+    metrics = metrics.dropna(subset="value")  # systems that were not run
     shown_rows = metrics[(metrics["decoding"] == "free") | ((metrics["system"] == "full") & (metrics["decoding"] == "obey"))]
     named = shown_rows.assign(system=shown_rows["system"] + shown_rows["decoding"].map({"free": "", "obey": ", obey"}))
     index = named.set_index(["system", "task", "metric"])
@@ -145,5 +146,28 @@ def control_dial(frame):
         axis.set(title=system, xlabel="requested share, %")
     axes[0][0].set_ylabel("delivered share, %")
     axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def few_shot(results):
+    """TALLRec's comparison: AUC over the number of examples, mean and spread over draws.
+
+    Args:
+        results: ``{domain: DataFrame system, shots, seed, AUC}``.
+    """
+    figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4), squeeze=False)
+    for axis, (domain, frame) in zip(axes[0], results.items(), strict=True):
+        for system, group in frame[frame["shots"] > 0].groupby("system", sort=False):
+            values = 100 * group.groupby("shots")["AUC"].agg(["mean", "std"]).fillna(0)
+            axis.errorbar(values.index, values["mean"], values["std"], marker="o", capsize=3, label=system,
+                          lw=2.5 if system == "tallrec" else 1)  # fmt: skip
+        untuned = frame[frame["system"] == "untuned"]["AUC"]
+        if len(untuned):
+            axis.axhline(100 * untuned.iloc[0], ls="--", color="gray", label="before rec-tuning")
+        axis.axhline(50, lw=0.8, color="black")
+        axis.set_xscale("log", base=2)
+        axis.set(title=domain, xlabel="examples", ylabel="test AUC, %")
+        axis.legend(fontsize=8)
     figure.tight_layout()
     return figure

@@ -13,15 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from recnb import RecnbError
 
-STAGES = ["01_data", "02_teacher", "03_instructions", "04_sft", "05_ppo", "06_evaluation", "07_case_studies"]
+STAGES = ["01_data", "02_teacher", "03_instructions", "04_sft", "05_ppo", "06_evaluation", "07_case_studies", "08_tallrec"]
 SECTIONS = {
     "01_data": ["data"],
     "02_teacher": ["teacher"],
     "03_instructions": ["instructions"],
     "04_sft": ["model", "base", "sft"],
     "05_ppo": ["ppo"],
-    "06_evaluation": ["evaluation"],
+    "06_evaluation": ["evaluation", "endpoint"],
     "07_case_studies": ["cases"],
+    "08_tallrec": ["tallrec"],
 }
 """Which sections of a profile a stage reads."""
 
@@ -238,11 +239,67 @@ class Evaluation(Section):
     """Resamples of the users behind each 95 % interval."""
 
 
+class Endpoint(Section):
+    url: str = ""
+    """An OpenAI-compatible endpoint up to /v1, asked as one more system; empty = none."""
+    model: str = "gpt-3.5-turbo"
+    """Model name sent to it."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself is never written anywhere."""
+    concurrency: int = Field(8, ge=1)
+    """Requests under way at the same time."""
+    tries: int = Field(6, ge=1)
+    """Tries for one request when the endpoint is busy or unreachable."""
+    wait: float = Field(1.0, ge=0)
+    """Seconds before the second try; doubled for each further one."""
+    timeout: float = Field(60.0, gt=0)
+    """Seconds after which a request counts as lost."""
+    price_prompt: float = Field(0.5, ge=0)
+    """Price of a million prompt tokens."""
+    price_completion: float = Field(1.5, ge=0)
+    """Price of a million answer tokens."""
+    cap: float = Field(5.0, ge=0)
+    """Stop when this much was spent by one run, in the currency of the prices."""
+
+
 class Cases(Section):
     dial_users: int = Field(100, ge=1)
     """Users behind the control dial."""
     dial_categories: int = Field(3, ge=1)
     """The most frequent categories are dialled from 0 to 100 %."""
+
+
+class Tallrec(Section):
+    shots: list[int] = [16, 64, 256]
+    """How many examples the model is tuned on (paper: 16, 64, 256)."""
+    seeds: list[int] = [0, 1, 2]
+    """One draw of the examples each; the table shows mean and standard deviation."""
+    held: int = Field(1000, ge=10)
+    """Validation examples, and test examples, at most (paper: 1,000 each for movies)."""
+    history_length: int = Field(10, ge=1)
+    """Rated titles before the one asked about (paper: 10)."""
+    like_above: float = 3
+    """A rating above this is a like (paper: 3 of 5 for movies)."""
+    rank: int = Field(8, ge=1)
+    """LoRA rank, on q and v (paper: 8)."""
+    alpha: int = Field(16, ge=1)
+    """LoRA's scale (paper: 16)."""
+    dropout: float = Field(0.05, ge=0, lt=1)
+    """LoRA's dropout (paper: 0.05)."""
+    learning_rate: float = Field(0.0001, gt=0)
+    """AdamW's step size (paper: 1e-4)."""
+    batch_size: int = Field(128, ge=1)
+    """Examples in a step (paper: 128)."""
+    epochs: int = Field(200, ge=1)
+    """Passes over the examples, at most (paper: 200)."""
+    patience: int = Field(10, ge=1)
+    """Stop after this many epochs without a better validation AUC (paper: 10)."""
+    train_on_inputs: bool = True
+    """Loss on the whole prompt, as in TALLRec's code, or on the answer alone."""
+    json_folder: str = ""
+    """Folder with TALLRec's own train.json, valid.json and test.json, used instead of the profile's ratings; empty = none."""
+    book: str = ""
+    """Folder with Book-Crossing's two files, for the book domain and the transfer from movies to books; empty = none."""
 
 
 class Profile(Section):
@@ -258,7 +315,9 @@ class Profile(Section):
     sft: Sft = Sft()
     ppo: Ppo = Ppo()
     evaluation: Evaluation = Evaluation()
+    endpoint: Endpoint = Endpoint()
     cases: Cases = Cases()
+    tallrec: Tallrec = Tallrec()
 
     @model_validator(mode="after")
     def fits_together(self):

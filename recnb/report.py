@@ -21,6 +21,7 @@ CAPTIONS = {
     "05_ppo/training": "The RL stage.",
     "05_ppo/tokens": "Which token of an answer receives which reward.",
     "06_evaluation/controls": "How well each system obeys (free decoding, 95 % intervals).",
+    "08_tallrec/few_shot": "TALLRec's question (will the user like this title?) after a handful of examples.",
     "07_case_studies/dial": "The control dial: the share asked for against the share delivered.",
 }
 PAGE = """<!doctype html>
@@ -56,9 +57,17 @@ numbers (Llama-2-7b on other, larger datasets), for orientation and not for comp
 <p><b>free</b>: the model writes what it likes, as in the paper. <b>constrained</b>: an automaton lets it write only
 unseen titles of the catalogue, no repeats, exactly k. <b>obey</b>: the automaton also enforces the control (ours, not the
 paper's). Intervals are 95 % bootstrap intervals over users; rankers do not decode and say <i>free</i>. InHistory counts
-titles that the prompt showed; Seen counts everything the user had before.</p>
+titles that the prompt showed; Seen counts everything the user had before. Bold: the best of our systems with this way of
+decoding; underlined: the runner-up. Whether two of them differ beyond noise, the table of differences says.</p>
 {% for title, table in tables %}<h3>{{ title }}</h3><div class="scroll">{{ table }}</div>{% endfor %}
+<h3>Differences</h3>
+<p>Paired over the same users; p from 10,000 random sign flips, corrected for the number of comparisons (Holm). "detectable" is the
+smallest difference that this many users would show in four of five repetitions. All: <code>tables/differences.csv</code>.</p>
+<div class="scroll">{{ differences }}</div>
 <h2>Case studies</h2>{{ figure("07_case_studies/dial") }}{{ cases }}
+<h2>TALLRec</h2>
+<p>Yes or No to one title, after K examples (arXiv 2305.00447); AUC in %, mean ± standard deviation over draws of the examples.
+{{ tallrec_note }}</p>{{ figure("08_tallrec/few_shot") }}<div class="scroll">{{ tallrec }}</div>
 <h2>The run</h2>{{ stages }}
 <h3>Versions and machine</h3><pre>{{ versions }}</pre>
 <h3>Settings</h3><pre>{{ settings }}</pre>
@@ -78,15 +87,17 @@ def write_report(run_folder):
     profile = profiles.load(run_folder / "profile.yaml")
     stale = [s for s in profiles.STAGES if manifests[s]["fingerprint"] != fingerprint(profile, s)]
     environment = jinja2.Environment(autoescape=True)
-    tables = [(TITLES[name], _table(pd.read_csv(run_folder / "tables" / f"{name}.csv", keep_default_na=False)))
-              for name in TITLES]  # fmt: skip
+    tables = [(TITLES[name], _table((run_folder / "tables" / f"{name}.html").read_text(encoding="utf-8"))) for name in TITLES]
     first = manifests["01_data"]
     html = environment.from_string(PAGE).render(
         name=run_folder.name, summary=_summary(manifests, stale), tables=tables,
         statistics=_frame(pd.Series({k: f"{v:,.6g}" for k, v in first["numbers"].items()}).rename("value").to_frame()),
         instructions=_frame(table8(manifests["03_instructions"]["numbers"]["counts"])),
         model=manifests["04_sft"]["numbers"]["model"],
+        differences=_differences(run_folder / "tables" / "differences.csv"),
         cases=Markup((run_folder / "07_case_studies" / "cases.html").read_text(encoding="utf-8")),
+        tallrec=_table((run_folder / "08_tallrec" / "table.html").read_text(encoding="utf-8")),
+        tallrec_note=manifests["08_tallrec"]["numbers"]["note"],
         stages=_frame(_stage_table(manifests)), settings=settings,
         versions=json.dumps(first["versions"] | first["hardware"] | {"commit": first["commit"]}, indent=1),
         figure=lambda name: _figure(run_folder, name),
@@ -101,7 +112,7 @@ def _summary(manifests, stale):
     lines.append(manifests["05_ppo"]["numbers"]["finding"])
     wall = sum(m["wall_seconds"] for m in manifests.values())
     memory = max(m["peak_memory_mib"] for m in manifests.values())
-    lines.append(f"All seven notebooks took {wall / 60:.1f} minutes; the largest one used {memory / 1024:.1f} GiB of memory.")
+    lines.append(f"All eight notebooks took {wall / 60:.1f} minutes; the largest one used {memory / 1024:.1f} GiB of memory.")
     if stale:
         lines.append(f"Warning: {', '.join(stale)} were made with other knobs than the settings below.")
     return lines
@@ -117,11 +128,19 @@ def _frame(frame):
     return Markup(f'<div class="scroll">{frame.to_html(border=0)}</div>')
 
 
-def _table(frame):
-    html = frame.to_html(index=False, border=0)
+def _table(html):
     head, *rows = html.split("<tr>")
     marked = [('<tr class="paper">' if "(paper)" in row else "<tr>") + row for row in rows]
     return Markup(head + "".join(marked))
+
+
+def _differences(path):
+    """The comparisons of full and v2, and of full's ways of decoding."""
+    frame = pd.read_csv(path)
+    own = frame["b"].str.startswith("full-") | (frame["b"] == "v2-free")
+    shown = frame[own].drop(columns="table").rename(columns={"p corrected": "p, corrected"})
+    numbers = {c: "{:.4f}".format for c in ("difference", "low", "high", "p", "p, corrected", "detectable")}
+    return Markup(shown.to_html(index=False, border=0, formatters=numbers))
 
 
 def _figure(run_folder, name):

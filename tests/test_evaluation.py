@@ -53,7 +53,7 @@ def test_stored_answers_give_the_metrics(world, teacher, smoke, tmp_path):
     assert value["format", "CorrectCount"] == 1 and value["format", "Seen"] == 0
     assert value["I1+", "TCP"] == value["I1+", "TCP without control"]
     table = layout(metrics, "table3")
-    assert "full (paper)" in set(table["system"]) and len(table.columns) == 2 + len(LAYOUT["table3"])
+    assert "full (paper)" in set(table["system"]) and len(table.columns) == 3 + len(LAYOUT["table3"])
 
 
 def test_answers_of_another_model_are_not_reused(tmp_path, smoke):

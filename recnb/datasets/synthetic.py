@@ -14,7 +14,7 @@ NOUNS = ["River", "Garden", "Engine", "Mirror", "Harbor", "Letter", "Planet", "C
 
 
 def read(users, items, seed):
-    """Item table and log of ``users`` people and ``items`` items."""
+    """Item table and log of ``users`` people and ``items`` items; what lies on a user's walk is rated 5, a jump 2."""
     rng = np.random.default_rng([seed, 101])
     names = [f"{a} {n}" for a in ADJECTIVES for n in NOUNS]
     rng.shuffle(names)
@@ -34,12 +34,13 @@ def read(users, items, seed):
         favourite, seen, time = rng.integers(len(CATEGORIES)), set(), 0
         place = rng.integers(len(circles[favourite]))
         for _ in range(rng.integers(9, 15)):
-            if rng.random() < 0.85:
+            stays = rng.random() < 0.85
+            if stays:
                 item, place = circles[favourite][place % len(circles[favourite])], place + 1
             else:
                 item = rng.choice(circles[rng.integers(len(CATEGORIES))])
             if item not in seen:
                 seen.add(item)
-                rows.append((user, int(item), time))
+                rows.append((user, int(item), 5 if stays else 2, time))
                 time += 1
-    return table, pd.DataFrame(rows, columns=["user", "item", "timestamp"])
+    return table, pd.DataFrame(rows, columns=["user", "item", "rating", "timestamp"])

@@ -1,6 +1,7 @@
 """Bring your own catalogue: two CSV files in a folder.
 
-``items.csv``: item, title, categories (separated by ``|``). ``interactions.csv``: user, item, timestamp (a number).
+``items.csv``: item, title, categories (separated by ``|``). ``interactions.csv``: user, item, timestamp (a number) and, if
+there are any, rating (a number; TALLRec alone reads it).
 """
 
 from pathlib import Path
@@ -36,6 +37,11 @@ def read(folder):
     items["categories"] = [[c.strip() for c in text.split("|") if c.strip()] for text in items["categories"]]
     if not items["categories"].map(len).any():
         raise RecnbError(f"{folder}/items.csv: column categories is empty in every row; controls need categories")
+    if "rating" in log.columns:
+        log["rating"] = pd.to_numeric(log["rating"], errors="coerce")
+        if log["rating"].isna().any():
+            row = int(log["rating"].isna().to_numpy().argmax())
+            raise RecnbError(f"{folder}/interactions.csv row {row + 2}: the rating is not a number")
     return items, log.assign(timestamp=stamps)
 
 
@@ -49,4 +55,4 @@ def _table(path, columns):
     for column in columns:
         if column not in table.columns:
             raise RecnbError(f"{path}: no column {column!r}; found {', '.join(table.columns)}")
-    return table[columns]
+    return table[[*columns, *(["rating"] if "rating" in table.columns else [])]]

@@ -13,9 +13,9 @@ from recnb.lm.generation import request_prompt
 def two_cases(histories, catalog, teacher, data_knobs, seed):
     """The first user with a target category, "about 50 %" at k = 5; another one, "exclude" at k = 5."""
     users = np.random.default_rng([seed, 112]).permutation(len(histories))
-    half = (lambda name: About(name, "1/2"), "target")
+    half = [(lambda name: About(name, "1/2"), "target")]
     first = heldout_requests(half, users[:20], "test", histories, catalog, teacher, data_knobs, seed, k=5)
-    second = heldout_requests((Exclude, "other"), users[20:40], "test", histories, catalog, teacher, data_knobs, seed, k=5)
+    second = heldout_requests([(Exclude, "other")], users[20:40], "test", histories, catalog, teacher, data_knobs, seed, k=5)
     return [*first[:1], *second[:1]]
 
 
@@ -59,7 +59,7 @@ def dial(systems, histories, catalog, teacher, data_knobs, knobs, seed, k=10):
     """
     users = np.random.default_rng([seed, 113]).permutation(len(histories))[: knobs.dial_users]
     names = sorted(catalog.names, key=lambda name: (-len(catalog.members(name)), name))[: knobs.dial_categories]
-    plain = heldout_requests("I0", users, "test", histories, catalog, teacher, data_knobs, seed, k=k)
+    plain = heldout_requests([], users, "test", histories, catalog, teacher, data_knobs, seed, k=k)
     asked = [(name, tenth) for name in names for tenth in range(11)]
     rows = []
     for system, recommender in systems.items():

@@ -8,28 +8,62 @@ import time
 import numpy as np
 import pandas as pd
 
+from recnb import RecnbError
 from recnb.artifacts import atomic_path
-from recnb.controls import About, AtLeast, AtMost, Exclude, Include
+from recnb.controls import About, AtLeast, AtMost, Exclude, Include, from_json
 from recnb.evaluation.metrics import accuracy, bootstrap_interval, formatting
 from recnb.instructions.labels import ranked_items
-from recnb.instructions.synthesis import heldout_requests
+from recnb.instructions.synthesis import heldout_requests, request_of
 from recnb.instructions.templates import numbered
 from recnb.lm.parsing import parse
 from recnb.requests import Response
 
+
+def at_most_20(category):
+    """At most 20 % of a category."""
+    return AtMost(category, "1/5")
+
+
+def about_30(category):
+    """About 30 % of a category."""
+    return About(category, "3/10")
+
+
+def at_least_30(category):
+    """At least 30 % of a category."""
+    return AtLeast(category, "3/10")
+
+
 TASKS = {
-    "I0": "I0",
-    "I1+": (Include, "target"),
-    "I1-": (Exclude, "other"),
-    "I2<=20": (lambda name: AtMost(name, "1/5"), "other"),
-    "I2~30": (lambda name: About(name, "3/10"), "target"),
-    "I2>=30": (lambda name: AtLeast(name, "3/10"), "target"),
-    "format": "I0",
+    "I0": [],
+    "I1+": [(Include, "target")],
+    "I1-": [(Exclude, "other")],
+    "I2<=20": [(at_most_20, "other")],
+    "I2~30": [(about_30, "target")],
+    "I2>=30": [(at_least_30, "target")],
+    "format": [],
+    "I1+&I1-": [(Include, "target"), (Exclude, "other")],
+    "I2<=20&I1-": [(at_most_20, "other"), (Exclude, "other")],
+    "I1+&I1+": [(Include, "target"), (Include, "target")],
+    "I2~30&I1-": [(about_30, "target"), (Exclude, "other")],
+    "I2>=30&I2<=20": [(at_least_30, "target"), (at_most_20, "other")],
 }
-"""Task -> how its control is made and whose category it names (3.2)."""
+"""Task -> its controls and whose category each names (3.2, 3.5); the last three combinations are ours."""
 TABLE_OF = {"I0": "table2", "I1+": "table3", "I1-": "table3", "I2<=20": "table4", "I2~30": "table4", "I2>=30": "table4",
-            "format": "table5"}  # fmt: skip
-COLUMNS = ["table", "system", "decoding", "task", "metric", "value", "low", "high", "n"]
+            "format": "table5"} | {task: "table7" for task in TASKS if "&" in task}  # fmt: skip
+SYSTEMS = ["popularity", "sasrec", "sasrec_filter", "base", "endpoint", "instructrec", "palr", "tallrec", "v1", "v2", "v3", "full"]
+"""Every system of the comparison, in the order of the tables."""
+REASONS = {
+    "endpoint": "this profile names no endpoint (endpoint.url)",
+    "instructrec": "not part of this profile",
+    "palr": "not part of this profile",
+    "tallrec": "answers yes or no to one title, it makes no lists: see notebook 08",
+    "v1": "not asked for (sft.v1)",
+    "v3": "not asked for (ppo.v3)",
+}
+"""Why a system has no answers in a run."""
+DECODINGS = ["free", "constrained", "obey"]
+COLUMNS = ["table", "system", "decoding", "task", "metric", "value", "low", "high", "n", "note"]
 
 
 def request_sets(histories, catalog, teacher, knobs, data_knobs, seed):
@@ -44,9 +78,9 @@ def request_sets(histories, catalog, teacher, knobs, data_knobs, seed):
     low, high = knobs.format_k
     longer = np.random.default_rng([seed, 110]).integers(low, high + 1, size=len(users))
     return {
-        task: heldout_requests(kind, users, "test", histories, catalog, teacher, data_knobs, seed,
+        task: heldout_requests(parts, users, "test", histories, catalog, teacher, data_knobs, seed,
                                k=longer if task == "format" else 10)
-        for task, kind in TASKS.items()
+        for task, parts in TASKS.items()
     }  # fmt: skip
 
 
@@ -92,26 +126,37 @@ def answers_folder(stage):
 
 
 def answer_all(system, requests, path, progress=lambda done, total: None):
-    """Let a system answer every task and store the raw texts; a file that exists is kept, so a stopped run goes on.
+    """Let a system answer every task and store the raw texts, task by task; a stopped run goes on with the next task.
 
     Args:
         system: anything with ``recommend``.
         requests: from ``request_sets``.
         path: Parquet file with columns task, user, k, control, text, tokens, seconds.
     """
-    if not path.is_file():
-        rows = []
-        for task, asked in requests.items():
-            started = time.perf_counter()
-            answers = system.recommend(asked, progress)
-            seconds = (time.perf_counter() - started) / max(len(asked), 1)
-            for request, answer in zip(asked, answers, strict=True):
-                rows.append((task, request.user, request.k, json.dumps(request.control.to_json()), answer.text,
-                             answer.tokens, seconds))  # fmt: skip
+    columns = ["task", "user", "k", "control", "text", "tokens", "seconds"]
+    stored = pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=columns)
+    for task, asked in requests.items():
+        if task in set(stored["task"]):
+            continue
+        started = time.perf_counter()
+        answers = system.recommend(asked, progress)
+        seconds = (time.perf_counter() - started) / max(len(asked), 1)
+        rows = [(task, request.user, request.k, json.dumps(request.control.to_json()), answer.text, answer.tokens, seconds)
+                for request, answer in zip(asked, answers, strict=True)]  # fmt: skip
+        new = pd.DataFrame(rows, columns=columns)
+        stored = pd.concat([stored, new], ignore_index=True) if len(stored) else new
         with atomic_path(path) as temporary:
-            frame = pd.DataFrame(rows, columns=["task", "user", "k", "control", "text", "tokens", "seconds"])
-            frame.to_parquet(temporary, index=False)
-    return pd.read_parquet(path)
+            stored.to_parquet(temporary, index=False)
+    return stored
+
+
+def stored_requests(stored, histories, data_knobs):
+    """The request sets behind stored answers: what ``request_sets`` made, without the teacher that it needs."""
+    requests = {}
+    for row in stored.itertuples():
+        control = from_json(json.loads(row.control))
+        requests.setdefault(row.task, []).append(request_of(histories, data_knobs, row.user, "test", control, int(row.k)))
+    return requests
 
 
 def per_user(stored, requests, catalog):
@@ -121,7 +166,7 @@ def per_user(stored, requests, catalog):
     system's I0 answer for the same user and category (the values in parentheses in the paper's tables).
     """
     texts = {(row.task, row.user): row.text for row in stored.itertuples()}
-    plain = {r.user: parse(texts["I0", r.user], catalog).items for r in requests["I0"]}
+    plain = {r.user: parse(texts["I0", r.user], catalog).items for r in requests.get("I0", [])}
     rows = []
     for task, asked in requests.items():
         for request in asked:
@@ -129,8 +174,9 @@ def per_user(stored, requests, catalog):
             values = accuracy(items, request.target) if task != "format" else formatting(
                 items, request.k, request.history, request.seen)  # fmt: skip
             values |= request.control.metrics(items, request.k, catalog)
-            without = request.control.metrics(plain[request.user], request.k, catalog)
-            values |= {f"{name} without control": value for name, value in without.items()}
+            if request.user in plain:
+                without = request.control.metrics(plain[request.user], request.k, catalog)
+                values |= {f"{name} without control": value for name, value in without.items()}
             rows += [(task, request.user, name, value) for name, value in values.items()]
     return pd.DataFrame(rows, columns=["task", "user", "metric", "value"])
 
@@ -141,8 +187,75 @@ def summarise(values, system, decoding, resamples, seed):
     for (task, metric), group in values.groupby(["task", "metric"], sort=False):
         numbers = group["value"].to_numpy()
         low, high = bootstrap_interval(numbers, resamples, seed)
-        rows.append((TABLE_OF[task], system, decoding, task, metric, numbers.mean(), low, high, len(numbers)))
+        rows.append((TABLE_OF[task], system, decoding, task, metric, numbers.mean(), low, high, len(numbers), ""))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def evaluate_stored(folder, histories, catalog, data_knobs, knobs, seed, not_run=None):
+    """All metrics from the answers in a folder; nothing but what is stored there goes into them.
+
+    Args:
+        folder: holds ``<system>-<decoding>.parquet`` files of ``answer_all``.
+        knobs: the ``evaluation`` section of a profile.
+        not_run: ``{system: reason}`` of the systems that did not answer; they get rows without a value.
+
+    Returns:
+        ``(metrics, users)``: the long form, and ``{(system, decoding): per_user DataFrame}``.
+
+    Raises:
+        RecnbError: no answers there, or two systems were asked different things.
+    """
+    users, parts, first = {}, [], None
+    for system, decoding in [(s, d) for s in SYSTEMS for d in DECODINGS if (folder / f"{s}-{d}.parquet").is_file()]:
+        stored = pd.read_parquet(folder / f"{system}-{decoding}.parquet")
+        if first is None:
+            first, requests = stored, stored_requests(stored, histories, data_knobs)
+        asked = ["task", "user", "k", "control"]
+        if not stored[asked].equals(first[asked]):
+            raise RecnbError(f"{folder}/{system}-{decoding}.parquet answers other requests than the files beside it: delete it")
+        users[system, decoding] = per_user(stored, requests, catalog)
+        parts.append(summarise(users[system, decoding], system, decoding, knobs.bootstrap, seed))
+    if not parts:
+        raise RecnbError(f"{folder} holds no answers: run notebook 06_evaluation first")
+    metrics = pd.concat(parts, ignore_index=True)
+    kinds = metrics[["table", "task", "metric"]].drop_duplicates()
+    for system, reason in (not_run or {}).items():
+        empty = kinds.assign(system=system, decoding="free", n=0, note=f"not run: {reason}").reindex(columns=COLUMNS)
+        metrics = pd.concat([metrics, empty], ignore_index=True)
+    order = {name: place for place, name in enumerate(SYSTEMS)}
+    return metrics.sort_values("system", key=lambda names: names.map(order), kind="stable", ignore_index=True), users
+
+
+def score_texts(table, requests, catalog, name, knobs, seed):
+    """Metrics of someone else's answers.
+
+    Args:
+        table: DataFrame task, user, text: one row a request of the tasks it names.
+        requests: from ``stored_requests``.
+        name: the system's name in the result.
+
+    Raises:
+        RecnbError: a missing column, an unknown task or user, a request without a text or with two.
+    """
+    missing = [column for column in ("task", "user", "text") if column not in table.columns]
+    if missing:
+        raise RecnbError(f"no column {missing[0]!r}; the columns must be task, user, text; found {', '.join(table.columns)}")
+    asked = {(task, request.user): request for task, group in requests.items() for request in group}
+    seen = set()
+    for row, (task, user) in enumerate(zip(table["task"], table["user"], strict=True), start=2):
+        if task not in requests:
+            raise RecnbError(f"row {row}: no task {task!r}; tasks: {', '.join(requests)}")
+        if (task, user) not in asked:
+            raise RecnbError(f"row {row}: task {task} has no request of user {user!r}")
+        if (task, user) in seen:
+            raise RecnbError(f"row {row}: task {task}, user {user} stands there twice")
+        seen.add((task, user))
+    tasks = [task for task in requests if task in set(table["task"])]
+    lacking = [key for key in asked if key[0] in tasks and key not in seen]
+    if lacking:
+        task, user = lacking[0]
+        raise RecnbError(f"{len(lacking)} requests have no text, the first: task {task}, user {user}")
+    return summarise(per_user(table, {task: requests[task] for task in tasks}, catalog), name, "free", knobs.bootstrap, seed)
 
 
 def paired_difference(a, b, resamples, seed):

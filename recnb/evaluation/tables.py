@@ -1,24 +1,39 @@
-"""Tables 2 to 5 laid out as the paper's: our rows with intervals, the paper's reported rows beside them."""
+"""Tables 2 to 5 and 7 laid out as the paper's: our rows with intervals, the paper's reported rows beside them."""
 
+import html
 from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-PERCENT = {"TCP", "CPA", "CorrectCount", "RepeatItem", "NonExist", "InHistory", "Seen"}
+from recnb.artifacts import atomic_path
+
+CONTROLLED = [("I1+&I1-", ["TC1¬2P"]), ("I2<=20&I1-", ["C1PA", "TC2P"]), ("I1+&I1+", ["TC1P", "TC2P"]),
+              ("I2~30&I1-", ["C1PA", "TC2P"]), ("I2>=30&I2<=20", ["C1PA", "C2PA"])]  # fmt: skip
 LAYOUT = {
     "table2": [("I0", m) for m in ("HR@10", "NDCG@10", "HR@5", "NDCG@5")],
     "table3": [(t, m) for t in ("I1+", "I1-") for m in ("HR@10", "NDCG@10", "TCP")],
     "table4": [(t, m) for t in ("I2<=20", "I2~30", "I2>=30") for m in ("HR@10", "NDCG@10", "CPA")],
     "table5": [("format", m) for m in ("CorrectCount", "RepeatItem", "NonExist", "InHistory", "Seen")],
+    "table7": [(t, m) for t, own in CONTROLLED for m in ("HR@10", *own)],
 }
 TITLES = {
     "table2": "Table 2: sequential recommendation (I0)",
     "table3": "Table 3: category control (I1); TCP in % (without control)",
     "table4": "Table 4: category proportion control (I2); CPA in % (without control)",
     "table5": "Table 5: formatting quality at k = 11 to 15, in %",
+    "table7": "Table 7: two controls at once, never met in training; in % (without control). The last three pairs are ours",
 }
+LESS_IS_BETTER = {("I1-", "TCP"), ("format", "RepeatItem"), ("format", "NonExist"), ("format", "InHistory"), ("format", "Seen"),
+                  ("I2<=20&I1-", "TC2P"), ("I2~30&I1-", "TC2P")}  # fmt: skip
+MARKS = {"markdown": ("**{}**", "<u>{}</u>"), "html": ("<b>{}</b>", "<u>{}</u>"),
+         "latex": ("\\textbf{{{}}}", "\\underline{{{}}}")}  # fmt: skip
+
+
+def percent(metric):
+    """Rates are shown in %, HR and NDCG as fractions, as in the paper."""
+    return not metric.startswith(("HR@", "NDCG@"))
 
 
 @lru_cache
@@ -27,24 +42,30 @@ def reported():
     return yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text(encoding="utf-8"))
 
 
-def layout(metrics, table):
+def layout(metrics, table, marks=None):
     """One table as text cells.
 
     Args:
         metrics: long form (``protocol.COLUMNS``).
-        table: "table2" ... "table5".
+        table: a key of ``LAYOUT``.
+        marks: None, or a key of ``MARKS``: best and runner-up of our systems in each column and way of decoding are
+            marked in that language.
 
     Returns:
-        DataFrame with columns system, decoding, then one per task and metric. Our cells read "mean [low, high]", with
-        the value without control in parentheses; the paper's rows follow, with their dataset in the decoding column.
+        DataFrame with columns system, decoding, one per task and metric, and note. Our cells read "mean [low, high]",
+        with the value without control in parentheses; a system that was not run has its reason as note; the paper's rows
+        follow, with their dataset in the decoding column.
     """
     rows = []
+    notes = metrics.groupby(["system", "decoding"])["note"].first()
     index = metrics.set_index(["system", "decoding", "task", "metric"])
+    places = _places(metrics) if marks else {}
     for system, decoding in metrics[["system", "decoding"]].drop_duplicates().itertuples(index=False):
         row = {"system": system, "decoding": decoding}
         for task, metric in LAYOUT[table]:
-            row[f"{task} {metric}"] = _cell(index, system, decoding, task, metric)
-        rows.append(row)
+            text, place = _cell(index, system, decoding, task, metric), places.get((system, decoding, task, metric))
+            row[f"{task} {metric}"] = MARKS[marks][place].format(text) if place in (0, 1) else text
+        rows.append(row | {"note": notes[system, decoding]})
     paper = reported()[table]
     for dataset in ("Movie", "Steam"):
         for system, numbers in paper[dataset].items():
@@ -52,13 +73,22 @@ def layout(metrics, table):
             values = dict(zip(paper["columns"], numbers, strict=True))
             for task, metric in LAYOUT[table]:
                 row[f"{task} {metric}"] = _reported_cell(values.get(f"{task} {metric}"), metric)
-            rows.append(row)
+            rows.append(row | {"note": "reported"})
     return pd.DataFrame(rows)
+
+
+def _places(metrics):
+    """Rank of each value among the systems of its way of decoding (0 = best; equal values share a rank)."""
+    ranks = {}
+    for (decoding, task, metric), group in metrics.dropna(subset="value").groupby(["decoding", "task", "metric"]):
+        order = group["value"].round(6).rank(method="dense", ascending=(task, metric) in LESS_IS_BETTER).astype(int) - 1
+        ranks |= {(system, decoding, task, metric): place for system, place in zip(group["system"], order, strict=True)}
+    return ranks
 
 
 def _cell(index, system, decoding, task, metric):
     key = (system, decoding, task, metric)
-    if key not in index.index:
+    if key not in index.index or pd.isna(index.loc[key].value):
         return ""
     found, text = index.loc[key], ""
     without = (system, decoding, task, f"{metric} without control")
@@ -73,21 +103,46 @@ def _reported_cell(value, metric):
         return ""
     if isinstance(value, list):
         return f"{value[0]:.2f} ({value[1]:.2f})"
-    return f"{value:.2f}" if metric in PERCENT else f"{value:.4f}"
+    return f"{value:.2f}" if percent(metric) else f"{value:.4f}"
 
 
 def _number(value, metric):
-    return f"{100 * value:.2f}" if metric in PERCENT else f"{value:.4f}"
+    return f"{100 * value:.2f}" if percent(metric) else f"{value:.4f}"
 
 
 def write_tables(metrics, folder):
-    """Write ``metrics.csv`` and each table as CSV into a folder; returns ``{name: DataFrame}``."""
+    """Write ``metrics.csv`` and each table as CSV, Markdown, LaTeX and HTML into a folder.
+
+    Returns:
+        ``{name: DataFrame}``, the tables without marks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     metrics.to_csv(folder / "metrics.csv", index=False, float_format="%.6f")
     tables = {name: layout(metrics, name) for name in LAYOUT}
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
+        for suffix, language in (("md", "markdown"), ("tex", "latex"), ("html", "html")):
+            with atomic_path(folder / f"{name}.{suffix}") as temporary:
+                temporary.write_text(rendered(metrics, name, language), encoding="utf-8")
     return tables
+
+
+def rendered(metrics, table, language):
+    """One table, best and runner-up marked, as "markdown", "latex" or "html" text."""
+    if language == "latex":  # marks are LaTeX already, everything else must be escaped
+        frame = layout(metrics, table, "latex").rename(columns=_latex).map(_latex)
+        return frame.to_latex(index=False, escape=False, caption=_latex(TITLES[table]), label=f"tab:{table}")
+    frame = layout(metrics, table, language)
+    if language == "markdown":
+        return f"{TITLES[table]}\n\n{frame.to_markdown(index=False, disable_numparse=True)}\n"
+    escaped = frame.assign(note=frame["note"].map(html.escape)).rename(columns=html.escape)
+    return escaped.to_html(index=False, border=0, escape=False)
+
+
+def _latex(text):
+    for sign in "%&#_":
+        text = text.replace(sign, "\\" + sign)
+    return text.replace("~", "$\\approx$").replace("<=", "$\\leq$").replace(">=", "$\\geq$").replace("¬", "$\\neg$")
 
 
 def table8(counts):

@@ -23,14 +23,14 @@ def ranked_items(scores, seen, target):
     return order[: int((masked > -np.inf).sum())]
 
 
-def frequent_other_category(items, target, catalog, rng):
+def frequent_other_category(items, target, catalog, rng, used=frozenset()):
     """The paper's category for I1- and "at most": the most frequent one in the teacher's list that the target lacks.
 
-    Ties are drawn by ``rng``. None if every category of the list belongs to the target.
+    Ties are drawn by ``rng``; categories in ``used`` are passed over. None if no category is left.
     """
     counts = {}
     for item in items:
-        for name in catalog.categories[item] - catalog.categories[target]:
+        for name in catalog.categories[item] - catalog.categories[target] - used:
             counts[name] = counts.get(name, 0) + 1
     if not counts:
         return None

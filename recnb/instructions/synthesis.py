@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from recnb import RecnbError
 from recnb.artifacts import atomic_path
-from recnb.controls import About, Exclude, Include, NoControl, Search
+from recnb.controls import About, AllOf, Exclude, Include, NoControl, Search
 from recnb.instructions.chat_mix import conversations
 from recnb.instructions.labels import draw_control, frequent_other_category, ranked_items, released_sample
 from recnb.instructions.templates import numbered, render
@@ -164,17 +164,19 @@ def write(samples, path, chunk=4096):
     return counts
 
 
-def heldout_requests(kind, users, split, histories, catalog, teacher, data_knobs, seed, k=10):
+def heldout_requests(parts, users, split, histories, catalog, teacher, data_knobs, seed, k=10):
     """Requests about held-out targets, as 3.2 sets them up.
 
     Args:
-        kind: "I0", or a function ``category -> Control`` with the attribute ``category_of`` "target" or "other".
+        parts: list of pairs ``(category -> Control, "target" or "other")``, none for plain requests. "target" draws a
+            category of the target, "other" takes the most frequent one in the teacher's list that the target lacks.
+            Several parts (Table 7) name different categories and become one ``AllOf``.
         users: ids of the users asked for.
         split: "test" or "validation".
         k: a number, or a sequence with one a user.
 
     Returns:
-        List of ``Request``; users whose target gives no category are left out.
+        List of ``Request``; users who give too few categories are left out.
     """
     histories_seen = [histories.seen(u, split) for u in users]
     scores = teacher.scores(histories_seen)
@@ -182,21 +184,27 @@ def heldout_requests(kind, users, split, histories, catalog, teacher, data_knobs
     for row, user in enumerate(users):
         rng = np.random.default_rng([seed, 104, int(user)])
         seen, target = histories_seen[row], histories.target(user, split)
-        control = NoControl()
-        if kind != "I0":
-            make, category_of = kind
+        names = []
+        for _, category_of in parts:
             if category_of == "target":
-                own = sorted(catalog.categories[target])
-                name = str(rng.choice(own)) if own else None
+                own = sorted(catalog.categories[target] - set(names))
+                names.append(str(rng.choice(own)) if own else None)
             else:
-                name = frequent_other_category(ranked_items(scores[row], seen, None)[:10], target, catalog, rng)
-            if name is None:
-                continue
-            control = make(name)
+                best = ranked_items(scores[row], seen, None)[:10]
+                names.append(frequent_other_category(best, target, catalog, rng, set(names)))
+        if None in names:
+            continue
+        controls = [make(name) for (make, _), name in zip(parts, names, strict=True)]
+        control = AllOf(controls) if len(controls) > 1 else controls[0] if controls else NoControl()
         wanted = int(k if np.isscalar(k) else k[row])
-        history = tuple(int(i) for i in seen[-data_knobs.history_length :])
-        requests.append(Request(int(user), history, tuple(int(i) for i in seen), control, wanted, target))
+        requests.append(request_of(histories, data_knobs, user, split, control, wanted))
     return requests
+
+
+def request_of(histories, data_knobs, user, split, control, k):
+    """The ``Request`` for a user's held-out target."""
+    seen = tuple(int(i) for i in histories.seen(user, split))
+    return Request(int(user), seen[-data_knobs.history_length :], seen, control, k, histories.target(user, split))
 
 
 def validation_samples(histories, catalog, teacher, knobs, data_knobs, seed):
@@ -204,9 +212,9 @@ def validation_samples(histories, catalog, teacher, knobs, data_knobs, seed):
     rng = np.random.default_rng([seed, 105])
     size = min(knobs.validation_users, len(histories))
     users = sorted(rng.choice(len(histories), size=size, replace=False).tolist())
-    kinds = {"I0": "I0", "I1+": (Include, "target"), "I1-": (Exclude, "other"), "I2~": (_about_half, "target")}
-    for task, kind in kinds.items():
-        requests = heldout_requests(kind, users, "validation", histories, catalog, teacher, data_knobs, seed)
+    kinds = {"I0": [], "I1+": [(Include, "target")], "I1-": [(Exclude, "other")], "I2~": [(_about_half, "target")]}
+    for task, parts in kinds.items():
+        requests = heldout_requests(parts, users, "validation", histories, catalog, teacher, data_knobs, seed)
         scores = teacher.scores([r.seen for r in requests])
         for request, score in zip(requests, scores, strict=True):
             ranked = ranked_items(score, request.seen, request.target)

@@ -1,0 +1,337 @@
+"""Our four engines beside what a user would otherwise pick, in one run on one machine; writes benchmarks/results.md.
+
+    make bench                       # everything; about half an hour on two cores
+    python benchmarks/bench.py decode train   # some parts
+
+Trust the ratios, not the times. Every pair does the same work on the same data with the same weights, and takes turns; a
+ratio is that of the medians. What must be equal (losses, tokens) is checked here and stands in the results.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+warnings.filterwarnings("ignore")
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from datasets.utils.logging import disable_progress_bar  # noqa: E402
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
+
+from recnb import datasets as data  # noqa: E402
+from recnb import profile as profiles  # noqa: E402
+from recnb.artifacts import hardware  # noqa: E402
+from recnb.catalog import Catalog  # noqa: E402
+from recnb.instructions import synthesis  # noqa: E402
+from recnb.lm.constrained import CatalogAutomaton  # noqa: E402
+from recnb.lm.generation import decode  # noqa: E402
+from recnb.lm.loading import mini_model  # noqa: E402
+from recnb.lm.losses import title_mask  # noqa: E402
+from recnb.lm.text import Codec  # noqa: E402
+from recnb.lm.tokenizer import build_tokenizer  # noqa: E402
+from recnb.ppo.prompts import rl_requests  # noqa: E402
+from recnb.ppo.trainer import train_ppo  # noqa: E402
+from recnb.sft import CompletionTrainer, encode  # noqa: E402
+from recnb.teacher.ranking import Teacher, leave_one_out  # noqa: E402
+from recnb.teacher.training import train_sasrec, untrained  # noqa: E402
+
+HERE = Path(__file__).parent
+CHAT = [("How do I boil an egg?", "Put it into boiling water for seven minutes."), ("Hello", "Good day to you.")]
+
+
+def turns(ours, theirs, repeats=3):
+    """Medians of seconds of two functions that take turns, after one call of each that does not count."""
+    times = ([], [])
+    for repeat in range(repeats + 1):
+        for place, work in enumerate((ours, theirs)):
+            started = time.perf_counter()
+            work()
+            if repeat:
+                times[place].append(time.perf_counter() - started)
+    return [statistics.median(t) for t in times]
+
+
+class World:
+    """MovieLens-100K, a mini model of the laptop profile's shape with random weights, and instructions."""
+
+    def __init__(self, instructions=512):
+        self.profile = profiles.load("laptop")
+        self.catalog, self.histories = data.build(self.profile.data, 0)
+        torch.manual_seed(0)
+        self.teacher = Teacher(untrained(len(self.catalog), self.profile.teacher).eval())
+        self.models = {whole: self._model(whole) for whole in (True, False)}
+        knobs = self.profile.instructions.model_copy(update={
+            "sequential": instructions // 3, "category": instructions // 3, "proportion": instructions // 3, "search": 8,
+            "chat_share": 0.0})  # fmt: skip
+        rows = synthesis.synthesize(self.histories, self.catalog, self.teacher, knobs, self.profile.data, 0)
+        self.samples = pd.DataFrame(rows)
+
+    def _model(self, whole):
+        tokenizer = build_tokenizer(self.catalog, CHAT, self.profile.model.vocabulary, whole)
+        codec = Codec(tokenizer)
+        return mini_model(len(tokenizer), self.profile.model, codec, 0).eval(), codec
+
+
+def teacher(world, budget, peers):
+    """Seconds to the same validation NDCG@10, RecBole's SASRec against ours, and both tests."""
+    knobs = world.profile.teacher
+    started, ours = time.perf_counter(), []
+    trained, rows = train_sasrec(world.histories, len(world.catalog), knobs, 0, ours.append)
+    total = time.perf_counter() - started
+    best = max(rows, key=lambda row: row["validation NDCG@10"])
+    test = leave_one_out(trained.scores, world.histories, "test", len(world.catalog))["NDCG@10"].mean()
+    with tempfile.TemporaryDirectory() as folder:
+        found = subprocess.run([peers, HERE / "peers" / "recbole_sasrec.py", folder, str(budget), str(knobs.width)],
+                               capture_output=True, text=True)  # fmt: skip
+    lines = [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        raise RuntimeError(f"RecBole did not train: {found.stderr[-2000:]}")
+    reached = max(lines, key=lambda row: row["validation"])
+    level = min(reached["validation"], best["validation NDCG@10"])
+    there = next(row["seconds"] for row in rows if row["validation NDCG@10"] >= level)
+    peer = next(row["seconds"] for row in lines if row["validation"] >= level)
+    return [
+        ("teacher: an epoch, s", rows[-1]["seconds"] / len(rows), reached["seconds"] / reached["epoch"], ""),
+        (f"teacher: s to validation NDCG@10 {level:.3f}", there, peer,
+         f"ours ends at validation {best['validation NDCG@10']:.3f}, test {test:.3f} after {total:.0f} s; RecBole 1.2.1 stands at "
+         f"{reached['validation']:.3f}, {reached['test']:.3f} after {lines[-1]['seconds']:.0f} s, {len(lines)} epochs"),
+    ]  # fmt: skip
+
+
+def train(world, steps=8, batch=64):
+    """Seconds of SL steps, ours against SFTTrainer as it comes, on the same samples; and both losses in float32."""
+    model, codec = world.models[True]
+    encoded = encode(world.samples[: steps * batch], codec, 512)
+    tokens = sum(map(len, encoded["input_ids"]))
+    text = [{"prompt": [{"role": "user", "content": p}], "completion": [{"role": "assistant", "content": c}]}
+            for p, c in zip(world.samples["prompt"], world.samples["completion"], strict=True)][: steps * batch]  # fmt: skip
+
+    def run(trainer_class, dataset, own, **settings):
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = SFTConfig(output_dir=folder, per_device_train_batch_size=batch, max_steps=steps, learning_rate=1e-3,
+                                  use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True, save_strategy="no",
+                                  logging_steps=1, seed=0, lr_scheduler_type="constant", weight_decay=0.0, **settings)  # fmt: skip
+            trainer = trainer_class(model=copy.deepcopy(model), args=arguments, train_dataset=dataset,
+                                    processing_class=codec.tokenizer, **own)  # fmt: skip
+            started = time.perf_counter()
+            trainer.train()
+            rows = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+            return time.perf_counter() - started, rows
+
+    lean = {"max_length": None, "gradient_checkpointing": False, "bf16": True, "optim": "adamw_torch_fused"}
+    ours = lambda: run(CompletionTrainer, encoded, {}, **lean)  # noqa: E731
+    theirs = lambda: run(SFTTrainer, Dataset.from_list(text), {})  # noqa: E731
+    timed = [[], []]
+    for repeat in range(3):
+        for place, work in enumerate((ours, theirs)):
+            seconds, _ = work()
+            if repeat:
+                timed[place].append(seconds)
+    exact = {"max_length": None, "gradient_checkpointing": False, "bf16": False}
+    _, a = run(CompletionTrainer, encoded, {}, **exact)
+    _, b = run(SFTTrainer, encoded, {}, **exact)
+    gap = max(abs(x - y) for x, y in zip(a, b, strict=True))
+    with_term = {"is_title": title_mask(_titles(codec, world), len(codec.tokenizer)), "repeat_weight": 1.0}
+    term = statistics.median(run(CompletionTrainer, encoded, with_term, **lean)[0] for _ in range(2))
+    mine, other = (statistics.median(t) for t in timed)
+    return [("SL stage: s for 1,000 tokens", 1000 * mine / tokens, 1000 * other / tokens,
+             f"{tokens / mine:,.0f} against {tokens / other:,.0f} tokens/s; float32 losses of {steps} steps differ by at most "
+             f"{gap:.1e}; with the term against repeats ours does {tokens / term:,.0f} tokens/s")]  # fmt: skip
+
+
+def _titles(codec, world):
+    from recnb.lm.tokenizer import title_tokens
+
+    return title_tokens(codec.tokenizer, world.catalog)
+
+
+def lists(world, batch=64, k=10):
+    """Seconds of constrained lists, ours against generate with prefix_allowed_tokens_fn; the tokens must be the same."""
+    rows = []
+    for whole, name in ((True, "titles as tokens"), (False, "sub-word titles")):
+        model, codec = world.models[whole]
+        automaton = CatalogAutomaton(codec, world.catalog)
+        requests = synthesis.heldout_requests([], range(batch), "test", world.histories, world.catalog, world.teacher,
+                                              world.profile.data, 0, k=k)  # fmt: skip
+        from recnb.lm.generation import request_prompt
+
+        prompts = codec.prompts([request_prompt(r, world.catalog, 0) for r in requests])
+        longest = max(map(len, prompts))
+        room = max(len(codec.tokenizer(f"\n10. {t}")["input_ids"]) for t in world.catalog.titles[1:]) * k + 2
+        ids = torch.tensor([[codec.pad] * (longest - len(p)) + p for p in prompts])
+        found = {}
+
+        def ours(model=model, codec=codec, prompts=prompts, automaton=automaton, requests=requests, room=room, found=found):
+            states = [automaton.start(k, r.seen) for r in requests]
+            found["ours"] = decode(model, codec, prompts, room, states=states)
+
+        def theirs(model=model, codec=codec, ids=ids, automaton=automaton, requests=requests, room=room, found=found,
+                   longest=longest):  # fmt: skip
+            states, done = [automaton.start(k, r.seen) for r in requests], [0] * len(requests)
+
+            def allowed(row, written):
+                for token in written[longest + done[row] :].tolist():
+                    states[row].advance(token)
+                    done[row] += 1
+                return states[row].allowed().tolist()
+
+            with torch.no_grad():
+                out = model.generate(ids, attention_mask=(ids != codec.pad).long(), max_new_tokens=room, do_sample=False,
+                                     pad_token_id=codec.pad, eos_token_id=codec.eos, prefix_allowed_tokens_fn=allowed)  # fmt: skip
+            answers = out[:, longest:].tolist()
+            found["theirs"] = [row[: row.index(codec.eos) + 1] for row in answers]
+
+        mine, other = turns(ours, theirs)
+        same = sum(a == b for a, b in zip(found["ours"], found["theirs"], strict=True))
+        tokens = sum(map(len, found["ours"])) / batch
+        rows.append((f"constrained lists of {k}, {name}: s a list", mine / batch, other / batch,
+                     f"{batch / mine:.0f} against {batch / other:.0f} lists/s, {tokens:.0f} tokens a list; "
+                     f"{same} of {batch} lists equal token by token"))  # fmt: skip
+    return rows + automaton_size()
+
+
+def automaton_size(items=20_000, batch=64):
+    """Time and memory of the automaton of a large catalogue, and its share of a decoding step."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghiklmnoprstuvw"), rng.integers(3, 9))) for _ in range(4000)]
+    titles = list(dict.fromkeys(" ".join(rng.choice(words, rng.integers(2, 6))).title() for _ in range(2 * items)))[:items]
+    catalog = Catalog(titles, [{"A"}] * len(titles))
+    codec = Codec(build_tokenizer(Catalog(titles[:2000], [{"A"}] * 2000), CHAT, 2048, False))
+    started = time.perf_counter()
+    automaton = CatalogAutomaton(codec, catalog)
+    seconds = time.perf_counter() - started
+    tracemalloc.start()
+    CatalogAutomaton(codec, catalog)
+    memory = tracemalloc.get_traced_memory()[0] / 2**20
+    tracemalloc.stop()
+    model = mini_model(len(codec.tokenizer), profiles.load("laptop").model, codec, 0).eval()
+    prompts = [codec.prompt("Ten titles")] * batch
+    started = time.perf_counter()
+    states = [automaton.start(10, range(1, 101)) for _ in range(batch)]
+    begin = time.perf_counter() - started
+    spent = []
+    for state in states:  # count what a row's state does while it decodes
+        for name in ("allowed", "advance", "forced"):
+            setattr(state, name, _counted(getattr(state, name), spent))
+    started = time.perf_counter()
+    decode(model, codec, prompts, 200, states=states)
+    whole = time.perf_counter() - started
+    return [(f"automaton of {items:,} titles: s to build", seconds, None,
+             f"{memory:.0f} MiB; starting {batch} rows {begin:.2f} s; masks and moves take "
+             f"{100 * sum(spent) / whole:.1f} % of decoding with the mini model")]  # fmt: skip
+
+
+def _counted(work, spent):
+    def counted(*arguments):
+        started = time.perf_counter()
+        result = work(*arguments)
+        spent.append(time.perf_counter() - started)
+        return result
+
+    return counted
+
+
+def rollouts(world, steps=3):
+    """Seconds of RL steps: our PPO (with critic) against GRPOTrainer as it comes, same model, prompts, samples and length."""
+    knobs = world.profile.ppo.model_copy(update={"steps": steps, "checkpoints": 1, "minibatches": 1})
+    requests = rl_requests(knobs.prompts * steps, range(len(world.histories)), world.histories, world.catalog, world.teacher, 10,
+                           knobs.k_min, knobs.k_max, np.random.default_rng(0))  # fmt: skip
+    model, codec = world.models[True]
+    new = 2 * knobs.k_max + 3
+    answers = knobs.prompts * knobs.samples
+
+    def ours():
+        with tempfile.TemporaryDirectory() as folder:
+            train_ppo(copy.deepcopy(model), codec, requests, world.teacher, world.catalog, knobs, 0, folder, new, autocast=True)
+
+    def theirs():
+        from peft import LoraConfig
+
+        from recnb.lm.generation import request_prompt
+        from recnb.lm.parsing import parse
+        from recnb.ppo.rewards import batch_scores
+
+        def reward(completions, index, **_):
+            asked = [requests[i] for i in index]
+            responses = [parse(c[0]["content"], world.catalog) for c in completions]
+            return [s.list for s in batch_scores(asked, responses, world.teacher, world.catalog, knobs.fidelity)]
+
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = GRPOConfig(output_dir=folder, per_device_train_batch_size=answers, num_generations=knobs.samples,
+                                   max_completion_length=new, max_steps=steps, learning_rate=1e-3, temperature=knobs.temperature,
+                                   use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True, save_strategy="no",
+                                   beta=knobs.kl_weight)  # fmt: skip
+            rows = [{"prompt": [{"role": "user", "content": request_prompt(r, world.catalog, 0)}], "index": i}
+                    for i, r in enumerate(requests)]  # fmt: skip
+            lora = LoraConfig(r=knobs.rank, lora_alpha=knobs.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+            GRPOTrainer(model=copy.deepcopy(model), reward_funcs=reward, args=arguments, train_dataset=Dataset.from_list(rows),
+                        processing_class=codec.tokenizer, peft_config=lora).train()  # fmt: skip
+
+    mine, other = turns(ours, theirs, repeats=2)
+    n = answers * steps
+    return [("RL stage: s a rollout", mine / n, other / n,
+             f"{n / mine:.0f} against {n / other:.0f} rollouts/s; ours trains a critic besides, GRPOTrainer has none")]  # fmt: skip
+
+
+PARTS = {"teacher": teacher, "train": train, "decode": lists, "rl": rollouts}
+
+
+def markdown(rows):
+    """The results as a page."""
+    machine = hardware()
+    gpus = ", ".join(machine["gpus"]) or "none"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft"))
+    lines = ["# Our engines beside what one would otherwise pick", "",
+             f"{machine['cores']} cores ({_processor()}), {machine['memory_gib']} GiB, GPUs: {gpus}; "
+             f"Python {platform.python_version()}, {versions}. Written by `make bench`; both sides of a row did the same work in "
+             "one run and took turns. Trust the ratios.", "",
+             "| what | ours | peer | ratio | notes |", "|---|---|---|---|---|"]  # fmt: skip
+    for what, mine, other, note in rows:
+        peer, ratio = ("", "") if other is None else (f"{other:.4g}", f"{other / mine:.1f}")
+        lines.append(f"| {what} | {mine:.4g} | {peer} | {ratio} | {note} |")
+    return "\n".join(lines) + "\n"
+
+
+def _processor():
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        return next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def main():
+    """Run the parts and write the page when all of them ran."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--peers", default=str(HERE.parent / ".venv-bench" / "bin" / "python"), help="Python that has RecBole")
+    parser.add_argument("--budget", type=float, default=600, help="seconds of training granted to RecBole")
+    arguments = parser.parse_args()
+    unknown = set(arguments.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no such part: {', '.join(unknown)}")
+    disable_progress_bar()
+    world, rows = World(), []
+    for name in arguments.parts or PARTS:
+        rows += teacher(world, arguments.budget, arguments.peers) if name == "teacher" else PARTS[name](world)
+        print(markdown(rows), file=sys.stderr, flush=True)
+    if not arguments.parts:
+        (HERE / "results.md").write_text(markdown(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

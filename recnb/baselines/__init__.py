@@ -1,0 +1,1 @@
+"""Systems of the comparison that this kit does not train from its own instructions."""

@@ -1,0 +1,419 @@
+"""TALLRec (Bao et al. 2023, arXiv 2305.00447): will this user like that title? Yes or No, learned from a handful of examples.
+
+A language model that already follows instructions is tuned (LoRA on q and v) on K examples of "liked these, disliked those:
+likes that?"; its answer's first token gives a score, judged by AUC. The ids of Yes and No are found through the tokenizer,
+never written down, and the score is read right behind the prompt, whatever the titles in it.
+"""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from peft import LoraConfig, get_peft_model
+from sklearn.metrics import roc_auc_score
+from torch.nn import functional as F
+
+from recnb import RecnbError, datasets
+from recnb.lm.packed import next_logits
+
+ALPACA = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
+    "appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+INSTRUCTION = (
+    "Given the user's preference and unpreference, identify whether the user will like the target {kind} by answering "
+    '"Yes." or "No.".'
+)
+INPUT = 'User Preference: {liked}\nUser Unpreference: {disliked}\nWhether the user will like the target {kind} "{target}"?'
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question and its answer; the item ids serve the sequential baselines and are empty for TALLRec's own files."""
+
+    instruction: str
+    input: str
+    label: bool
+    liked: tuple[int, ...] = ()
+    target: int = 0
+
+    @property
+    def prompt(self):
+        """The question in Alpaca's form."""
+        return ALPACA.format(instruction=self.instruction, input=self.input)
+
+
+def example(kind, liked, disliked, target, label, titles):
+    """An ``Example`` in TALLRec's words.
+
+    Args:
+        kind: "movie" or "book".
+        liked, disliked: item ids, oldest first.
+        titles: title of each item id.
+    """
+    quote = lambda items: ", ".join(f'"{titles[i]}"' for i in items)  # noqa: E731
+    text = INPUT.format(kind=kind, liked=quote(liked), disliked=quote(disliked), target=titles[target])
+    return Example(INSTRUCTION.format(kind=kind), text, bool(label), tuple(liked), target)
+
+
+def movie_examples(log, titles, history=10, like_above=3, last=10_000):
+    """Training, validation and test examples by TALLRec's movie rules.
+
+    Each user's ratings in the order of time; one example for every position from the eleventh on, with the ten before it. Of
+    all examples, user by user, the last 10,000 count: the first 80 % train, a tenth validates, a tenth tests.
+
+    Args:
+        log: DataFrame user, item, rating, timestamp, items as ids of ``titles``.
+        titles: title of each item id.
+        like_above: a rating above this is a like.
+    """
+    made = []
+    for _, rows in log.sort_values(["user", "timestamp"], kind="stable").groupby("user", sort=True):
+        items, likes = rows["item"].tolist(), (rows["rating"] > like_above).tolist()
+        for place in range(history, len(items)):
+            before = list(zip(items[place - history : place], likes[place - history : place], strict=True))
+            made.append(example("movie", [i for i, like in before if like], [i for i, like in before if not like],
+                                items[place], likes[place], titles))  # fmt: skip
+    made = made[-last:]
+    cuts = [int(0.8 * len(made)), int(0.9 * len(made))]
+    return made[: cuts[0]], made[cuts[0] : cuts[1]], made[cuts[1] :]
+
+
+def rated_examples(data_knobs, knobs, catalog, seed):
+    """``movie_examples`` of a profile's dataset: the ratings of the catalogue's titles, or None if it has no ratings.
+
+    Raises:
+        RecnbError: too few ratings for examples, or all of them likes.
+    """
+    items, log = datasets.kept(*datasets.read(data_knobs, seed), data_knobs.k_core)
+    if "rating" not in log.columns:
+        return None
+    rated = log.assign(item=log["item"].map(datasets.numbers(items)))
+    parts = movie_examples(rated, catalog.titles, knobs.history_length, knobs.like_above)
+    if any(len({one.label for one in part}) < 2 for part in parts[1:]):
+        raise RecnbError(
+            f"TALLRec needs likes and dislikes: no rating above, or none up to, {knobs.like_above} (tallrec.like_above), or too "
+            f"few users with more than {knobs.history_length} ratings (tallrec.history_length)"
+        )
+    return parts
+
+
+def book_examples(ratings, titles, seed, history=10, like_above=5):
+    """Training, validation and test examples by TALLRec's book rules: one a user with more than three ratings above zero.
+
+    Book-Crossing has no times: a user's books are shuffled, the last is the target. Users are split 80 : 10 : 10.
+
+    Args:
+        ratings: DataFrame user, item, rating.
+        titles: title of each item id.
+        seed: of the shuffles.
+    """
+    rng = np.random.default_rng([seed, 114])
+    made = []
+    for _, rows in ratings[ratings["rating"] > 0].groupby("user", sort=True):
+        if len(rows) <= 3:
+            continue
+        order = rng.permutation(len(rows))[-(history + 1) :]
+        items, likes = rows["item"].to_numpy()[order].tolist(), (rows["rating"].to_numpy()[order] > like_above).tolist()
+        before = list(zip(items[:-1], likes[:-1], strict=True))
+        made.append(example("book", [i for i, like in before if like], [i for i, like in before if not like], items[-1],
+                            likes[-1], titles))  # fmt: skip
+    made = [made[i] for i in rng.permutation(len(made))]
+    cuts = [int(0.8 * len(made)), int(0.9 * len(made))]
+    return made[: cuts[0]], made[cuts[0] : cuts[1]], made[cuts[1] :]
+
+
+def read_book_crossing(folder):
+    """Ratings and titles out of Book-Crossing's two files (``BX-Book-Ratings.csv``, ``BX-Books.csv``).
+
+    Returns:
+        ``(DataFrame user, item, rating, titles)``, items numbered from 1.
+
+    Raises:
+        RecnbError: a missing file or column.
+    """
+    tables = []
+    for name, columns in (("BX-Book-Ratings.csv", ["User-ID", "ISBN", "Book-Rating"]), ("BX-Books.csv", ["ISBN", "Book-Title"])):
+        path = Path(folder) / name
+        if not path.is_file():
+            raise RecnbError(f"{path} does not exist; Book-Crossing is {name} with the columns {', '.join(columns)}")
+        table = pd.read_csv(
+            path, sep=";", encoding="latin-1", dtype=str, keep_default_na=False, escapechar="\\", on_bad_lines="skip"
+        )
+        missing = [column for column in columns if column not in table.columns]
+        if missing:
+            raise RecnbError(f"{path}: no column {missing[0]!r}; found {', '.join(table.columns)}")
+        tables.append(table[columns])
+    ratings, books = tables
+    books = books.drop_duplicates("ISBN")
+    ratings = ratings[ratings["ISBN"].isin(set(books["ISBN"]))]
+    books = books[books["ISBN"].isin(set(ratings["ISBN"]))]
+    number = {isbn: place for place, isbn in enumerate(books["ISBN"], start=1)}
+    log = pd.DataFrame(
+        {"user": ratings["User-ID"], "item": ratings["ISBN"].map(number), "rating": ratings["Book-Rating"].astype(int)}
+    )
+    return log, ["", *books["Book-Title"]]
+
+
+def read_json(path):
+    """Examples out of one of TALLRec's own files.
+
+    Raises:
+        RecnbError: not such a file, with the record's number.
+    """
+    try:
+        records = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecnbError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(records, list):
+        raise RecnbError(f"{path}: a list of records is expected, found {type(records).__name__}")
+    made = []
+    for number, record in enumerate(records):
+        fields = [record.get(name) if isinstance(record, dict) else None for name in ("instruction", "input", "output")]
+        if not all(isinstance(field, str) for field in fields) or not fields[2].strip().startswith(("Yes", "No")):
+            raise RecnbError(f"{path} record {number}: instruction, input and output (Yes. or No.) are expected")
+        made.append(Example(fields[0], fields[1], fields[2].strip().startswith("Yes")))
+    return made
+
+
+def encode(examples, codec):
+    """Tokens of each example up to where Yes and No part.
+
+    Returns:
+        List of ``(prompt ids, id that begins Yes, id that begins No)``.
+    """
+    rows = []
+    for one in examples:
+        yes, no = codec.tokenizer([one.prompt + "Yes.", one.prompt + "No."], add_special_tokens=False)["input_ids"]
+        parted = next(i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b)
+        start = [] if codec.tokenizer.bos_token_id is None else [codec.tokenizer.bos_token_id]
+        rows.append((start + yes[:parted], yes[parted], no[parted]))
+    return rows
+
+
+def _padded(rows, pad, device):
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=device)
+    real = torch.arange(length, device=device) < torch.tensor([len(row) for row in rows], device=device)[:, None]
+    return ids, real
+
+
+@torch.no_grad()
+def scores(model, codec, encoded, batch_size=64):
+    """How much likelier Yes is than No: float [n], the difference of the two logits behind each prompt."""
+    model.eval()
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
+    found = np.empty(len(encoded))
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        prompts, yes, no = zip(*(encoded[i] for i in places), strict=True)
+        ids, real = _padded(list(prompts), codec.pad, model.device)
+        keep = real & ~torch.nn.functional.pad(real[:, 1:], (0, 1))
+        logits = next_logits(model, ids, real, keep)
+        row = torch.arange(len(places))
+        found[places] = (logits[row, list(yes)] - logits[row, list(no)]).cpu().numpy()
+    return found
+
+
+def auc(model, codec, examples, encoded=None):
+    """Area under the ROC curve of a model's Yes against No, in [0, 1]."""
+    return float(roc_auc_score([one.label for one in examples], scores(model, codec, encoded or encode(examples, codec))))
+
+
+def tune(model, codec, examples, validation, knobs, seed):
+    """Rec-tuning: LoRA on the examples, the epoch of the best validation AUC kept.
+
+    Args:
+        model: the instruction-tuned model; it is copied.
+        examples: the K examples.
+        validation: examples that choose the epoch.
+        knobs: the ``tallrec`` section of a profile.
+
+    Returns:
+        ``(model, rows)``: the PEFT model and one row an epoch (loss, validation AUC).
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([seed, 115])
+    lora = LoraConfig(r=knobs.rank, lora_alpha=knobs.alpha, lora_dropout=knobs.dropout, target_modules=["q_proj", "v_proj"],
+                      task_type="CAUSAL_LM")  # fmt: skip
+    tuned = get_peft_model(copy.deepcopy(model), lora)
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=knobs.learning_rate)
+    training, held = encode(examples, codec), encode(validation, codec)
+    truth = [one.label for one in validation]
+    best, best_state, rows, waited = -1.0, None, [], 0
+    for epoch in range(1, knobs.epochs + 1):
+        tuned.train()
+        losses, order = [], rng.permutation(len(training))
+        for start in range(0, len(order), knobs.batch_size):
+            chosen = [(training[i], examples[i].label) for i in order[start : start + knobs.batch_size]]
+            losses.append(_step(tuned, codec, chosen, optimizer, knobs.train_on_inputs))
+        value = float(roc_auc_score(truth, scores(tuned, codec, held)))
+        rows.append({"epoch": epoch, "loss": float(np.mean(losses)), "validation AUC": value})
+        waited += 1
+        if value > best:
+            best, waited = value, 0
+            best_state = {k: v.clone() for k, v in tuned.state_dict().items() if "lora_" in k}
+        if waited >= knobs.patience:
+            break
+    tuned.load_state_dict(best_state, strict=False)
+    return tuned.eval(), rows
+
+
+def _step(model, codec, chosen, optimizer, train_on_inputs):
+    rows = [[*prompt, yes if label else no] for (prompt, yes, no), label in chosen]
+    ids, real = _padded(rows, codec.pad, model.device)
+    following = F.pad(real[:, 1:], (0, 1))
+    keep = following if train_on_inputs else following & ~F.pad(real[:, 2:], (0, 2))
+    targets = ids[:, 1:][keep[:, :-1]]
+    loss = F.cross_entropy(next_logits(model, ids, real, keep), targets)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+class Sequential(torch.nn.Module):
+    """A sequential recommender on the same K examples: the state of the liked titles, times the target's vector.
+
+    Args:
+        kind: "gru4rec", "caser" (convolutions over the last titles) or "sasrec" (self-attention).
+        items: number of items, ids from 1.
+        width: size of the vectors.
+        length: liked titles that are read, the latest ones.
+    """
+
+    def __init__(self, kind, items, width=32, length=10):
+        super().__init__()
+        self.kind, self.length = kind, length
+        self.item = torch.nn.Embedding(items + 1, width, padding_idx=0)
+        self.target = torch.nn.Embedding(items + 1, width, padding_idx=0)
+        self.bias = torch.nn.Parameter(torch.zeros(1))
+        if kind == "gru4rec":
+            self.body = torch.nn.GRU(width, width, batch_first=True)
+        elif kind == "caser":
+            self.across = torch.nn.ModuleList(torch.nn.Conv2d(1, 4, (height, width)) for height in (2, 3, 4))
+            self.down = torch.nn.Conv2d(1, 2, (length, 1))
+            self.out = torch.nn.Linear(3 * 4 + 2 * width, width)
+        elif kind == "sasrec":
+            self.position = torch.nn.Embedding(length, width)
+            self.body = torch.nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.1, batch_first=True)
+        else:
+            raise RecnbError(f"no sequential baseline {kind!r}: gru4rec, caser or sasrec")
+
+    def forward(self, liked, target):
+        """liked int [B, length] (0 = padding, on the left), target int [B] -> logits of a like [B]."""
+        x = self.item(liked)
+        if self.kind == "gru4rec":
+            state = self.body(x)[0][:, -1]
+        elif self.kind == "caser":
+            wide = x[:, None]
+            across = [F.relu(conv(wide)).squeeze(3).amax(2) for conv in self.across]
+            state = F.relu(self.out(torch.cat([*across, self.down(wide).flatten(1)], 1)))
+        else:
+            hidden = liked.eq(0)
+            hidden[:, -1] = False  # a user who likes nothing yet has nothing but padding: attend to one of it
+            state = self.body(x + self.position.weight, src_key_padding_mask=hidden)[:, -1]
+        return (state * self.target(target)).sum(1) + self.bias
+
+
+def sequential_auc(kind, examples, validation, test, items, seed, epochs=60, patience=10):
+    """Test AUC of a sequential baseline, trained on the same examples, its epoch chosen on validation."""
+    torch.manual_seed(seed)
+    model = Sequential(kind, items)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.005, weight_decay=1e-4)
+    sets = [_tensors(part, model.length) for part in (examples, validation, test)]
+    best, kept, waited = -1.0, 0.5, 0
+    for _ in range(epochs):
+        model.train()
+        loss = F.binary_cross_entropy_with_logits(model(*sets[0][:2]), sets[0][2])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            value, found = (float(roc_auc_score(part[2], model(*part[:2]))) for part in sets[1:])
+        waited += 1
+        if value > best:
+            best, kept, waited = value, found, 0
+        if waited >= patience:
+            break
+    return kept
+
+
+def _tensors(examples, length):
+    liked = torch.zeros(len(examples), length, dtype=torch.long)
+    for row, one in enumerate(examples):
+        last = one.liked[-length:]
+        if last:
+            liked[row, -len(last) :] = torch.tensor(last)
+    return liked, torch.tensor([one.target for one in examples]), torch.tensor([float(one.label) for one in examples])
+
+
+def popularity_auc(examples, test):
+    """Test AUC of "how many of the K examples' likes is the target": what a count of so few examples can say."""
+    counts = {}
+    for one in examples:
+        for item in (*one.liked, *([one.target] if one.label else [])):
+            counts[item] = counts.get(item, 0) + 1
+    return float(roc_auc_score([one.label for one in test], [counts.get(one.target, 0) for one in test]))
+
+
+def few_shot(model, codec, parts, items, knobs, seed, progress=lambda done, of: None):
+    """The whole comparison on one domain: every system at every K, over several draws of the K examples.
+
+    Args:
+        model: the instruction-tuned model.
+        parts: training, validation and test examples.
+        items: number of items, or 0 for TALLRec's own files, which name no ids: then there are no sequential baselines.
+        knobs: the ``tallrec`` section of a profile.
+
+    Returns:
+        ``(DataFrame system, shots, seed, AUC, last tuned model)``; "untuned" is the model before rec-tuning.
+    """
+    training, validation, test = parts
+    validation, test = validation[: knobs.held], test[: knobs.held]
+    encoded = encode(test, codec)
+    rows = [("untuned", 0, 0, auc(model, codec, test, encoded))]
+    total, done, tuned = len(knobs.shots) * len(knobs.seeds), 0, None
+    for shots in knobs.shots:
+        if shots > len(training):
+            raise RecnbError(f"tallrec.shots: {shots} examples asked for, the training set has {len(training)}")
+        for draw in knobs.seeds:
+            chosen = np.random.default_rng([seed, 116, draw, shots]).choice(len(training), shots, replace=False)
+            examples = [training[i] for i in chosen]
+            if items:
+                rows.append(("popularity", shots, draw, popularity_auc(examples, test)))
+                rows += [(kind, shots, draw, sequential_auc(kind, examples, validation, test, items, draw))
+                         for kind in ("gru4rec", "caser", "sasrec")]  # fmt: skip
+            tuned, _ = tune(model, codec, examples, validation, knobs, draw)
+            rows.append(("tallrec", shots, draw, auc(tuned, codec, test, encoded)))
+            done += 1
+            progress(done, total)
+    return pd.DataFrame(rows, columns=["system", "shots", "seed", "AUC"]), tuned
+
+
+def table(results, reported):
+    """Mean and standard deviation of the AUC over draws, in %, beside TALLRec's reported numbers.
+
+    Args:
+        results: ``{domain: DataFrame of few_shot}``.
+        reported: the ``tallrec`` part of ``paper.yaml``.
+    """
+    rows = []
+    for domain, frame in results.items():
+        for system, group in frame.groupby("system", sort=False):
+            row = {"system": system, "domain": domain}
+            for shots, values in group.groupby("shots")["AUC"]:
+                spread = f" ± {100 * values.std():.2f}" if len(values) > 1 else ""
+                row[str(shots)] = f"{100 * values.mean():.2f}{spread}"
+            rows.append(row)
+    for domain in ("movie", "book"):
+        for system, numbers in reported[domain].items():
+            rows.append({"system": f"{system} (paper)", "domain": domain}
+                        | {str(k): f"{v:.2f}" for k, v in zip(reported["shots"], numbers, strict=True)})  # fmt: skip
+    return pd.DataFrame(rows).fillna("")

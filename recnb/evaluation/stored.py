@@ -1,0 +1,90 @@
+"""Work on a run's stored answers alone: its tables again, its requests for other systems, scores of their answers."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from recnb import RecnbError
+from recnb import profile as profiles
+from recnb.artifacts import atomic_path
+from recnb.catalog import Catalog
+from recnb.evaluation.protocol import evaluate_stored, score_texts, stored_requests
+from recnb.evaluation.statistics import comparisons
+from recnb.evaluation.tables import write_tables
+from recnb.interactions import Histories
+from recnb.lm.generation import request_prompt
+
+
+def _open(run_folder):
+    """Profile, catalogue, histories and answers folder of an evaluated run."""
+    run_folder = Path(run_folder)
+    folders = sorted((run_folder / "06_evaluation" / "answers").glob("*/"))
+    if not (run_folder / "profile.yaml").is_file() or not folders:
+        raise RecnbError(f"{run_folder} holds no evaluated run: run notebook 06_evaluation first")
+    return (profiles.load(run_folder / "profile.yaml"), Catalog.from_parquet(run_folder / "01_data" / "catalog.parquet"),
+            Histories.from_parquet(run_folder / "01_data" / "histories.parquet"), folders[0])  # fmt: skip
+
+
+def write_results(answers, histories, catalog, profile, not_run, tables):
+    """Metrics, tables and comparisons of stored answers; the one way in which they are made.
+
+    Args:
+        answers: folder of ``answer_all``'s files.
+        not_run: ``{system: reason}``.
+        tables: folder for ``metrics.csv``, ``differences.csv`` and the tables.
+
+    Returns:
+        ``(metrics, users, tables)``, the last as ``{name: DataFrame}``.
+    """
+    knobs, seed = profile.evaluation, profile.seed
+    metrics, users = evaluate_stored(answers, histories, catalog, profile.data, knobs, seed, not_run)
+    made = write_tables(metrics, tables)
+    comparisons(users, knobs.bootstrap, seed).to_csv(tables / "differences.csv", index=False, float_format="%.6f")
+    return metrics, users, made
+
+
+def evaluate_run(run_folder, tables):
+    """The tables of a run from its stored answers, byte for byte those of its notebook."""
+    profile, catalog, histories, answers = _open(run_folder)
+    not_run = json.loads((answers.parent.parent / "not_run.json").read_text(encoding="utf-8"))
+    return write_results(answers, histories, catalog, profile, not_run, Path(tables))
+
+
+def _requests(run_folder):
+    profile, catalog, histories, answers = _open(run_folder)
+    first = pd.read_parquet(sorted(answers.glob("*.parquet"))[0])
+    return profile, catalog, stored_requests(first, histories, profile.data)
+
+
+def write_requests(run_folder, file):
+    """Write task, user and prompt of every request as CSV; returns their number."""
+    profile, catalog, requests = _requests(run_folder)
+    rows = [(task, r.user, request_prompt(r, catalog, profile.seed)) for task, asked in requests.items() for r in asked]
+    with atomic_path(file) as temporary:
+        pd.DataFrame(rows, columns=["task", "user", "prompt"]).to_csv(temporary, index=False)
+    return len(rows)
+
+
+def score_file(file, run_folder, name):
+    """Score a CSV of answers against a run's requests.
+
+    Returns:
+        ``(metrics, path)``: the long form, and where it was written.
+
+    Raises:
+        RecnbError: an unreadable file, or what ``score_texts`` says of its rows, with the file's name.
+    """
+    try:
+        table = pd.read_csv(file, keep_default_na=False, dtype={"text": str, "task": str})
+    except (OSError, ValueError) as error:
+        raise RecnbError(f"{file} is not a readable CSV file: {error}") from error
+    profile, catalog, requests = _requests(run_folder)
+    try:
+        metrics = score_texts(table, requests, catalog, name, profile.evaluation, profile.seed)
+    except RecnbError as error:
+        raise RecnbError(f"{file}: {error}") from None
+    target = Path(file).with_suffix(".metrics.csv")
+    with atomic_path(target) as temporary:
+        metrics.to_csv(temporary, index=False, float_format="%.6f")
+    return metrics, target

@@ -1,0 +1,122 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from recnb import RecnbError
+from recnb.evaluation import statistics, stored
+from recnb.evaluation.protocol import Ranker, answer_all, evaluate_stored, request_sets, score_texts, stored_requests
+from recnb.evaluation.tables import layout, rendered, write_tables
+
+
+def test_sign_flips_against_scipy(rng):
+    differences = rng.normal(0.4, 1, size=(9, 3))
+    every = np.array(np.meshgrid(*[[-1, 1]] * 9)).reshape(9, -1).T
+    expected = [stats.permutation_test((column, np.zeros(9)), lambda a, b, axis: np.mean(a - b, axis=axis),
+                                       permutation_type="samples", vectorized=True, n_resamples=np.inf).pvalue
+                for column in differences.T]  # fmt: skip
+    assert statistics.sign_flip_p(differences, every) == pytest.approx(expected, abs=3 / 512)
+
+
+def test_sign_flips_find_nothing_in_noise_and_much_in_a_shift():
+    rng = np.random.default_rng(3)
+    signs = rng.choice([-1, 1], size=(2000, 200))
+    noise = statistics.sign_flip_p(rng.normal(size=(200, 300)), signs)
+    assert 0.02 < (noise < 0.05).mean() < 0.09
+    assert (statistics.sign_flip_p(rng.normal(1, 1, size=(200, 5)), signs) < 0.001).all()
+    assert (statistics.sign_flip_p(np.zeros((200, 1)), signs) == 1).all()
+
+
+def test_holm_by_hand():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.5, 0.9]) == pytest.approx([1, 1])
+
+
+def test_the_detectable_difference_is_found_four_times_in_five(rng):
+    found = []
+    for _ in range(300):
+        sample = rng.normal(size=100)
+        shifted = sample - sample.mean() + rng.normal(0, 0.1) + statistics.detectable(sample)
+        found.append(stats.ttest_1samp(shifted, 0).pvalue < 0.05)
+    assert 0.7 < np.mean(found) < 0.9
+
+
+@pytest.fixture
+def answers(world, teacher, smoke, tmp_path):
+    """A folder of two systems' stored answers and what they were asked."""
+    catalog, histories = world
+    requests = request_sets(histories, catalog, teacher, smoke.evaluation, smoke.data, 0)
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    for name, obey in (("sasrec", False), ("full", True)):
+        answer_all(Ranker(teacher, catalog, obey), requests, folder / f"{name}-free.parquet")
+    return folder, requests
+
+
+def test_stored_answers_give_back_the_requests(answers, world, smoke):
+    folder, requests = answers
+    assert stored_requests(pd.read_parquet(folder / "full-free.parquet"), world[1], smoke.data) == requests
+
+
+def test_tables_from_stored_answers(answers, world, smoke, tmp_path):
+    folder, _ = answers
+    not_run = {"endpoint": "no key & no <url>"}
+    made = []
+    for name in ("one", "two"):
+        metrics, users, tables = stored.write_results(folder, world[1], world[0], smoke, not_run, tmp_path / name)
+        made.append({p.name: p.read_bytes() for p in sorted((tmp_path / name).iterdir())})
+    assert made[0] == made[1] and {"metrics.csv", "differences.csv", "table7.tex", "table7.md", "table7.html"} <= set(made[0])
+    row = tables["table7"].set_index("system").loc["endpoint"]
+    assert row["note"] == "not run: no key & no <url>" and row["I1+&I1- HR@10"] == ""
+    assert "&lt;url&gt;" in made[0]["table2.html"].decode() and "\\& no" in made[0]["table2.tex"].decode()
+    value = metrics.set_index(["system", "task", "metric"])["value"]
+    assert value["full", "I1+", "TCP"] > value["sasrec", "I1+", "TCP"]
+    assert "<b>" in rendered(metrics, "table3", "html") and "**" in rendered(metrics, "table3", "markdown")
+    full = layout(metrics, "table3", "markdown").set_index("system").loc["full"]
+    assert full["I1+ TCP"].startswith("**") and full["I1- TCP"].startswith("**"), "more is better here, less there"
+    found = pd.read_csv(tmp_path / "one" / "differences.csv")
+    tcp = found[(found["task"] == "I1+") & (found["metric"] == "TCP")].iloc[0]
+    assert (tcp["a"], tcp["b"]) == ("full-free", "sasrec-free") and tcp["difference"] > 0 and tcp["p corrected"] < 0.05
+    assert (found["p corrected"] >= found["p"]).all() and (found["low"] <= found["difference"]).all()
+
+
+def test_other_requests_beside_are_refused(answers, world, smoke):
+    folder, _ = answers
+    table = pd.read_parquet(folder / "full-free.parquet")
+    table.assign(k=table["k"] + 1).to_parquet(folder / "full-free.parquet", index=False)
+    with pytest.raises(RecnbError, match="answers other requests"):
+        evaluate_stored(folder, world[1], world[0], smoke.data, smoke.evaluation, 0)
+
+
+def test_texts_of_someone_else(answers, world, smoke):
+    folder, requests = answers
+    table = pd.read_parquet(folder / "full-free.parquet")[["task", "user", "text"]]
+    score = lambda frame: score_texts(frame, requests, world[0], "mine", smoke.evaluation, 0)  # noqa: E731
+    metrics, _ = evaluate_stored(folder, world[1], world[0], smoke.data, smoke.evaluation, 0)
+    ours = metrics[metrics["system"] == "full"].reset_index(drop=True)
+    assert score(table)["value"].equals(ours["value"])
+    one_task = score(table[table["task"] == "I1+"])
+    assert set(one_task["task"]) == {"I1+"} and not one_task["metric"].str.contains("without").any()
+    for broken, message in [
+        (table.drop(columns="text"), "no column 'text'"),
+        (table.assign(task="I9"), "row 2: no task 'I9'; tasks: I0"),
+        (table.assign(user=10**6), "row 2: task I0 has no request of user 1000000"),
+        (pd.concat([table, table[:1]]), "stands there twice"),
+        (table[1:], "1 requests have no text, the first: task I0, user"),
+    ]:
+        with pytest.raises(RecnbError, match=message):
+            score(broken)
+
+
+def test_over_seeds():
+    frames = [pd.DataFrame({"table": "table2", "system": "full", "decoding": "free", "task": "I0", "metric": "HR@10", "value": [v]})
+              for v in (0.1, 0.2, 0.3)]  # fmt: skip
+    row = statistics.over_seeds(frames).iloc[0]
+    assert (row["mean"], row["sd"], row["runs"]) == (pytest.approx(0.2), pytest.approx(0.1), 3)
+
+
+def test_written_csv_has_the_promised_columns(answers, world, smoke, tmp_path):
+    metrics, _ = evaluate_stored(answers[0], world[1], world[0], smoke.data, smoke.evaluation, 0)
+    write_tables(metrics, tmp_path)
+    columns = list(pd.read_csv(tmp_path / "metrics.csv").columns)
+    assert columns == ["table", "system", "decoding", "task", "metric", "value", "low", "high", "n", "note"]
