@@ -259,7 +259,7 @@ class Endpoint(Section):
     price_completion: float = Field(1.5, ge=0)
     """Price of a million answer tokens."""
     cap: float = Field(5.0, ge=0)
-    """Stop when this much was spent by one run, in the currency of the prices."""
+    """Stop when one start of the notebook has spent this much, in the currency of the prices; cached answers cost nothing."""
 
 
 class Cases(Section):
@@ -275,7 +275,7 @@ class Tallrec(Section):
     seeds: list[int] = [0, 1, 2]
     """One draw of the examples each; the table shows mean and standard deviation."""
     held: int = Field(1000, ge=10)
-    """Validation examples, and test examples, at most (paper: 1,000 each for movies)."""
+    """Validation examples, and test examples, at most, drawn at random (paper: all 1,000 each for movies)."""
     history_length: int = Field(10, ge=1)
     """Rated titles before the one asked about (paper: 10)."""
     like_above: float = 3
@@ -325,6 +325,11 @@ class Profile(Section):
             raise ValueError(f"sft.batch_size ({self.sft.batch_size}) must be divisible by sft.accumulation")
         if self.data.dataset == "tabular" and not self.data.path:
             raise ValueError("data.dataset: tabular needs data.path, the folder with items.csv and interactions.csv")
+        if "free" not in self.evaluation.decoding:
+            raise ValueError("evaluation.decoding must contain free: the summary compares the systems' free answers")
+        if self.model.name == "mini" and self.base.teacher_embeddings and self.teacher.width > self.model.width:
+            raise ValueError(f"base.teacher_embeddings: teacher.width ({self.teacher.width}) is larger than model.width "
+                             f"({self.model.width})")  # fmt: skip
         terms = self.base.repeat_weight > 0 or self.sft.repeat_weight > 0 or self.base.teacher_embeddings
         if terms and not (self.model.name == "mini" and self.model.whole_titles):
             raise ValueError("repeat_weight and teacher_embeddings need model.name: mini with whole_titles: true")

@@ -8,6 +8,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from recnb import RecnbError
 from recnb import profile as profiles
 from recnb.artifacts import atomic_path, fingerprint, read_manifest
 from recnb.evaluation.tables import TITLES, table8
@@ -61,8 +62,9 @@ titles that the prompt showed; Seen counts everything the user had before. Bold:
 decoding; underlined: the runner-up. Whether two of them differ beyond noise, the table of differences says.</p>
 {% for title, table in tables %}<h3>{{ title }}</h3><div class="scroll">{{ table }}</div>{% endfor %}
 <h3>Differences</h3>
-<p>Paired over the same users; p from 10,000 random sign flips, corrected for the number of comparisons (Holm). "detectable" is the
-smallest difference that this many users would show in four of five repetitions. All: <code>tables/differences.csv</code>.</p>
+<p>Paired over the same users; p from 50,000 random sign flips, corrected for the number of comparisons in the same table (Holm).
+"detectable" is the smallest difference that a single test with this many users would show in four of five repetitions. All:
+<code>tables/differences.csv</code>.</p>
 <div class="scroll">{{ differences }}</div>
 <h2>Case studies</h2>{{ figure("07_case_studies/dial") }}{{ cases }}
 <h2>TALLRec</h2>
@@ -79,7 +81,7 @@ def write_report(run_folder):
     """Write ``report.html`` of a finished run.
 
     Raises:
-        RecnbError: a stage is missing.
+        RecnbError: a stage or a table is missing.
     """
     run_folder = Path(run_folder).resolve()
     manifests = {stage: read_manifest(run_folder / stage, stage) for stage in profiles.STAGES}
@@ -87,6 +89,9 @@ def write_report(run_folder):
     profile = profiles.load(run_folder / "profile.yaml")
     stale = [s for s in profiles.STAGES if manifests[s]["fingerprint"] != fingerprint(profile, s)]
     environment = jinja2.Environment(autoescape=True)
+    missing = [n for n in (*(f"{t}.html" for t in TITLES), "differences.csv") if not (run_folder / "tables" / n).is_file()]
+    if missing:
+        raise RecnbError(f"{run_folder / 'tables' / missing[0]} does not exist: recnb evaluate makes the tables from the answers")
     tables = [(TITLES[name], _table((run_folder / "tables" / f"{name}.html").read_text(encoding="utf-8"))) for name in TITLES]
     first = manifests["01_data"]
     html = environment.from_string(PAGE).render(

@@ -1,6 +1,7 @@
 """The SL stage (2.2): LoRA fine-tuning on the instruction set with trl's SFTTrainer, loss on the completion only."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -36,7 +37,29 @@ def encode(frame, codec, max_tokens):
     return Dataset.from_dict({"input_ids": rows, "completion_mask": masks})
 
 
-class CompletionTrainer(SFTTrainer):
+class AveragedGradients:
+    """For trainers whose loss runs on the bare model, past the wrapper that would average gradients over processes.
+
+    Every process takes its share of the batch; a process uses one GPU, however many it sees.
+    """
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One backward pass, its gradients averaged over the processes at the end of an accumulation."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    total = self.accelerator.reduce(parameter.grad, reduction="sum")
+                    parameter.grad = total / self.accelerator.num_processes
+        return loss
+
+
+def processes():
+    """How many processes train together (torchrun, accelerate launch)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class CompletionTrainer(AveragedGradients, SFTTrainer):
     """SFTTrainer whose LM head scores only the places that carry loss, with the optional term against repeats.
 
     trl pads, and on a CPU scores every position of prompt and answer. Packed samples and ``logits_to_keep`` give the same
@@ -104,7 +127,7 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
     rank = knobs.rank
     peft = lora(rank, knobs.alpha, knobs.train_embeddings) if rank else None
     arguments = SFTConfig(
-        output_dir=str(checkpoints), per_device_train_batch_size=knobs.batch_size // knobs.accumulation,
+        output_dir=str(checkpoints), per_device_train_batch_size=knobs.batch_size // knobs.accumulation // processes(),
         gradient_accumulation_steps=knobs.accumulation, per_device_eval_batch_size=64, max_steps=steps,
         learning_rate=knobs.learning_rate, lr_scheduler_type="cosine", warmup_steps=max(1, steps // 40),
         max_length=None, gradient_checkpointing=False, bf16=autocast, use_cpu=not torch.cuda.is_available(),
@@ -113,6 +136,7 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
         optim="adamw_torch_fused", disable_tqdm=True, report_to="none", prediction_loss_only=True,
         dataloader_num_workers=0, weight_decay=0.0, completion_only_loss=True,
     )  # fmt: skip
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each (torchrun), never one process for all
     trainer = CompletionTrainer(
         model=get_peft_model(model, peft) if peft else model, args=arguments, train_dataset=data, eval_dataset=held,
         processing_class=codec.tokenizer, callbacks=[History(show)],

@@ -6,6 +6,7 @@ import pandas as pd
 
 from recnb.catalog import Catalog
 from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl
+from recnb.evaluation.stored import evaluate_run
 from recnb.ppo.rewards import score_list
 from recnb.profile import Profile, root
 from recnb.requests import Request
@@ -42,3 +43,11 @@ def test_readme_table_is_the_reference_runs():
         found = [values[(*system, *key)] for system in systems]
         expected = [f"{v:.3f}".lstrip("0") if key[0] == "I0" else f"{100 * v:.1f} %" for v in found]
         assert cells == expected
+
+
+def test_the_reference_runs_tables_come_from_its_stored_answers(tmp_path):
+    """Byte for byte, without a model."""
+    reference = root() / "papermill_runs" / "reference" / "laptop"
+    evaluate_run(reference, tmp_path)
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert made == {path.name: path.read_bytes() for path in (reference / "tables").iterdir()}

@@ -69,8 +69,9 @@ def test_answers_of_another_model_are_not_reused(tmp_path, smoke):
 def test_reported_numbers():
     """Rows and bold marks a reader can verify in the paper."""
     paper = reported()
-    assert {t: len(paper[t]["Movie"]) for t in paper} == {"table2": 9, "table3": 8, "table4": 8, "table5": 8, "table7": 8}
-    assert all(len(row) == len(paper[t]["columns"]) for t in paper for d in ("Movie", "Steam") for row in paper[t][d].values())
+    tables = [t for t in paper if t != "tallrec"]
+    assert {t: len(paper[t]["Movie"]) for t in tables} == {"table2": 9, "table3": 8, "table4": 8, "table5": 8, "table7": 8}
+    assert all(len(row) == len(paper[t]["columns"]) for t in tables for d in ("Movie", "Steam") for row in paper[t][d].values())
     best = {d: max(paper["table3"][d], key=lambda s: paper["table3"][d][s][2][0]) for d in ("Movie", "Steam")}
     assert best == {"Movie": "full", "Steam": "full"}
     assert paper["table4"]["Steam"]["full"][2] == [70.58, 18.15]

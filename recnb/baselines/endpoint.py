@@ -15,6 +15,7 @@ import httpx
 
 from recnb import RecnbError
 from recnb.artifacts import write_json
+from recnb.catalog import LONGEST_TITLE
 from recnb.lm.generation import request_prompt
 from recnb.lm.parsing import parse
 
@@ -51,8 +52,13 @@ class Endpoint:
             RecnbError: no key, a refused request, an endpoint that stays unreachable, the spending cap is reached.
         """
         with httpx.Client(timeout=self.knobs.timeout) as client, ThreadPoolExecutor(self.knobs.concurrency) as pool:
-            waiting = [pool.submit(self._answer, client, request) for request in requests]
-            responses = []
+            asked, waiting, responses = {}, [], []
+            for request in requests:  # what two users ask alike is asked once
+                body = self._body(request)
+                key = hashlib.sha256(json.dumps([self.knobs.url, body], sort_keys=True).encode()).hexdigest()
+                if key not in asked:
+                    asked[key] = pool.submit(self._answer, client, body, self.cache / f"{key}.json")
+                waiting.append(asked[key])
             try:
                 for future in waiting:
                     responses.append(future.result())
@@ -62,12 +68,12 @@ class Endpoint:
                     future.cancel()
         return responses
 
-    def _answer(self, client, request):
+    def _body(self, request):
         prompt = request_prompt(request, self.catalog, self.seed)
-        body = {"model": self.knobs.model, "temperature": 0, "max_tokens": 40 * (request.k + 1), "messages": [
+        return {"model": self.knobs.model, "temperature": 0, "max_tokens": LONGEST_TITLE * (request.k + 1), "messages": [
             {"role": "system", "content": self.rules}, {"role": "user", "content": prompt}]}  # fmt: skip
-        key = hashlib.sha256(json.dumps([self.knobs.url, body], sort_keys=True).encode()).hexdigest()
-        path = self.cache / f"{key}.json"
+
+    def _answer(self, client, body, path):
         if not path.is_file():
             write_json(path, self._ask(client, body))
         kept = json.loads(path.read_text(encoding="utf-8"))

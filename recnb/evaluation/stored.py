@@ -7,7 +7,7 @@ import pandas as pd
 
 from recnb import RecnbError
 from recnb import profile as profiles
-from recnb.artifacts import atomic_path
+from recnb.artifacts import Reader, atomic_path, is_done
 from recnb.catalog import Catalog
 from recnb.evaluation.protocol import evaluate_stored, score_texts, stored_requests
 from recnb.evaluation.statistics import comparisons
@@ -17,13 +17,17 @@ from recnb.lm.generation import request_prompt
 
 
 def _open(run_folder):
-    """Profile, catalogue, histories and answers folder of an evaluated run."""
+    """Profile, catalogue, histories and answers folder of an evaluated run, all checked against its manifests."""
     run_folder = Path(run_folder)
-    folders = sorted((run_folder / "06_evaluation" / "answers").glob("*/"))
-    if not (run_folder / "profile.yaml").is_file() or not folders:
-        raise RecnbError(f"{run_folder} holds no evaluated run: run notebook 06_evaluation first")
-    return (profiles.load(run_folder / "profile.yaml"), Catalog.from_parquet(run_folder / "01_data" / "catalog.parquet"),
-            Histories.from_parquet(run_folder / "01_data" / "histories.parquet"), folders[0])  # fmt: skip
+    if not (run_folder / "profile.yaml").is_file():
+        raise RecnbError(f"{run_folder}: no such run")
+    profile = profiles.load(run_folder / "profile.yaml")
+    if not is_done(profile, "06_evaluation", run_folder):
+        raise RecnbError(f"{run_folder}: the evaluation is missing, changed or of other knobs: run notebook 06_evaluation again")
+    reader = Reader(profile, run_folder)
+    catalog = Catalog.from_parquet(reader.input("01_data", "catalog.parquet"))
+    histories = Histories.from_parquet(reader.input("01_data", "histories.parquet"))
+    return profile, catalog, histories, next((run_folder / "06_evaluation" / "answers").glob("*/"))
 
 
 def write_results(answers, histories, catalog, profile, not_run, tables):

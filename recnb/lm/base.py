@@ -1,8 +1,8 @@
 """The base of the mini model: plain next-token training on what needs no instruction.
 
-Five kinds of text: histories in quotes, a history's next titles as the numbered list that answers a plain request, facts
-about one title, titles of one category, and conversations. No control and no label of the teacher's: what comes out can
-list titles, as a chat model can, and is this kit's "untouched language model", the zero-shot row of every table.
+Four kinds of text: histories in quotes, a history's next titles as the numbered list that answers a plain request, facts about
+one title, and conversations. No control and no label of the teacher's: what comes out can list titles, as a chat model can, and
+is this kit's "untouched language model", the zero-shot row of every table.
 """
 
 import hashlib
@@ -34,11 +34,6 @@ def draw_text(kind, histories, catalog, chat, window, rng):
     if kind == "fact":
         item = int(rng.integers(1, len(catalog) + 1))
         return f"{quoted([item], catalog)} is {', '.join(sorted(catalog.categories[item])) or 'of no category'}."
-    if kind == "members":
-        name = str(rng.choice(catalog.names))
-        members = sorted(catalog.members(name))
-        k = int(rng.integers(1, min(LONGEST_LIST, len(members)) + 1))
-        return f"Some '{name}' titles: {quoted(rng.choice(members, size=k, replace=False), catalog)}."
     if kind == "chat" and chat:
         prompt, answer = chat[rng.integers(len(chat))]
         return framed(prompt, answer)

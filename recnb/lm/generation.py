@@ -9,6 +9,7 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from recnb import RecnbError
 from recnb.instructions.templates import render
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.parsing import parse
@@ -46,7 +47,7 @@ class Draft:
     """Guesses what a free answer goes on with, as long as it reads like a list of the catalogue's titles."""
 
     def __init__(self, automaton, k):
-        self.state, self.eos = automaton.start(k, (), repeats=True), automaton.eos
+        self.state, self.eos = automaton.start(k, (), repeats=True) if k <= automaton.longest else None, automaton.eos
 
     def follow(self, token):
         """The model chose a token."""
@@ -58,6 +59,15 @@ class Draft:
     def guess(self):
         """Tokens that will probably come next; none where the answer has left the catalogue."""
         return [] if self.state is None else [token for token in self.state.forced() if token != self.eos]
+
+
+def drafting(codec, catalog):
+    """``k -> Draft`` for a catalogue; None where the tokenizer has no automaton, and free decoding guesses nothing."""
+    try:
+        automaton = CatalogAutomaton(codec, catalog)
+    except RecnbError:
+        return None
+    return lambda k: Draft(automaton, k)
 
 
 @torch.no_grad()
@@ -189,10 +199,11 @@ class LanguageModelRecommender:
     def __init__(self, model, codec, catalog, automaton=None, batch_size=128, tokens_per_title=None, seed=0,
                  obey=False):  # fmt: skip
         self.model, self.codec, self.catalog, self.automaton = model, codec, catalog, automaton
-        self.drafting = automaton or CatalogAutomaton(codec, catalog)
+        self.draft = None if automaton else drafting(codec, catalog)
         self.batch_size, self.seed, self.obey = batch_size, seed, obey
         longest = codec.tokenizer([f"\n10. {t}" for t in catalog.titles[1:]], add_special_tokens=False)["input_ids"]
-        self.per_line = tokens_per_title or min(64, max(len(ids) for ids in longest))
+        # An automaton's answer is always whole; a free one gets no more than 64 tokens a line.
+        self.per_line = tokens_per_title or min(10**6 if automaton else 64, max(len(ids) for ids in longest))
 
     def recommend(self, requests, progress=lambda done, total: None):
         """Answer requests in batches of similar prompt length; the order of the answers is that of the requests."""
@@ -204,8 +215,8 @@ class LanguageModelRecommender:
             states = drafts = None
             if self.automaton:
                 states = [self._state(requests[i]) for i in rows]
-            else:
-                drafts = [Draft(self.drafting, requests[i].k) for i in rows]
+            elif self.draft:
+                drafts = [self.draft(requests[i].k) for i in rows]
             room = (max(requests[i].k for i in rows) + 1) * self.per_line + 1
             answers = decode(self.model, self.codec, [prompts[i] for i in rows], room, states=states, drafts=drafts)
             for i, tokens in zip(rows, answers, strict=True):

@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from recnb import RecnbError
+
 
 def pack(ids, real):
     """Arguments of a forward pass over a batch laid end to end; use inside ``packed_attention``.
@@ -58,8 +60,17 @@ def next_logits(model, ids, real, keep):
     return out.logits[0].float()
 
 
-def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, place=None, shape=None, **unused):
-    """Causal attention in transformers' attention interface: query, key, value [1, heads, T, d] -> [1, T, heads, d]."""
+def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, place=None, shape=None, sliding_window=None,
+           softcap=None, s_aux=None, **unused):  # fmt: skip
+    """Causal attention in transformers' attention interface: query, key, value [1, heads, T, d] -> [1, T, heads, d].
+
+    Raises:
+        RecnbError: the model's attention is more than plain causal attention.
+    """
+    if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < shape[1]):
+        raise RecnbError(
+            "this model's attention (soft cap, sinks or a sliding window) cannot be trained here: take a Llama-like one"
+        )
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -16,13 +16,12 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, GRPOTrainer
 
-from recnb.lm.constrained import CatalogAutomaton
-from recnb.lm.generation import Draft, decode, request_prompt
+from recnb.lm.generation import decode, drafting, request_prompt
 from recnb.lm.packed import next_logits, pack, packed_attention
 from recnb.lm.parsing import parse
 from recnb.ppo import ppo_math
 from recnb.ppo.rewards import batch_scores
-from recnb.sft import History, _printer, checkpoint_folder, latest_checkpoint, lora
+from recnb.sft import AveragedGradients, History, _printer, checkpoint_folder, latest_checkpoint, lora
 
 
 def with_adapters(model, rank, alpha):
@@ -52,7 +51,7 @@ def score_answers(requests, responses, teacher, catalog, fidelity):
     return batch_scores(requests, responses, teacher, catalog, fidelity)
 
 
-class RecPPOTrainer(GRPOTrainer):
+class RecPPOTrainer(AveragedGradients, GRPOTrainer):
     """PPO with item-level and list-level rewards.
 
     Args:
@@ -69,7 +68,7 @@ class RecPPOTrainer(GRPOTrainer):
                          processing_class=codec.tokenizer, callbacks=callbacks)  # fmt: skip
         self.requests, self.codec, self.teacher, self.catalog = requests, codec, teacher, catalog
         self.knobs, self.max_new = knobs, max_new
-        self.automaton = CatalogAutomaton(codec, catalog)
+        self.draft = drafting(codec, catalog)
         self.generator = torch.Generator(device=model.device).manual_seed(seed + self.accelerator.process_index)
 
     def create_optimizer(self, model=None):
@@ -95,7 +94,7 @@ class RecPPOTrainer(GRPOTrainer):
         with torch.no_grad():
             both_trainable(model).set_adapter("actor")
             model.eval()
-            drafts = [Draft(self.automaton, r.k) for r in requests]
+            drafts = [self.draft(r.k) for r in requests] if self.draft else None
             answers = decode(model, self.codec, prompts, self.max_new, self.knobs.temperature, self.generator, drafts=drafts)
             model.train()
             batch = pad_batch(prompts, answers, self.codec.pad, model.device)
@@ -146,16 +145,6 @@ class RecPPOTrainer(GRPOTrainer):
     def _add(self, total):
         """Sum of a tensor over all processes."""
         return self.accelerator.reduce(total, reduction="sum")
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """One backward pass; gradients are averaged over the processes here, because actor and critic run on the bare
-        model, past the wrapper that would do it."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.num_processes > 1:
-            for parameter in self.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = self._add(parameter.grad) / self.accelerator.num_processes
-        return loss
 
     def _compute_loss(self, model, inputs):
         knobs, mask = self.knobs, inputs["completion_mask"].float()
@@ -262,6 +251,7 @@ def train_ppo(model, codec, requests, teacher, catalog, knobs, seed, folder, max
     checkpoints = checkpoint_folder(folder, key)
     dataset = Dataset.from_dict({"prompt": prompts, "index": list(range(len(prompts)))})
     arguments = ppo_arguments(knobs, seed, checkpoints, autocast)
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     trainer = RecPPOTrainer(peft, arguments, dataset, requests, codec, teacher, catalog, knobs, max_new, seed,
                             [History(show)])  # fmt: skip
     trainer.remove_callback(_printer())
@@ -284,11 +274,11 @@ def sample_rewards(model, codec, requests, teacher, catalog, knobs, seed, max_ne
         float array, one value a request: the measure of "did RL help" on held-out users.
     """
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    automaton, rewards = CatalogAutomaton(codec, catalog), []
+    draft, rewards = drafting(codec, catalog), []
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
         prompts = codec.prompts([request_prompt(r, catalog, seed) for r in batch])
-        drafts = [Draft(automaton, r.k) for r in batch]
+        drafts = [draft(r.k) for r in batch] if draft else None
         answers = decode(model, codec, prompts, max_new, knobs.temperature, generator, drafts=drafts)
         responses = [parse(codec.decode(a), catalog, len(a)) for a in answers]
         for score in batch_scores(batch, responses, teacher, catalog, knobs.fidelity):
