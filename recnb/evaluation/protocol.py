@@ -146,7 +146,7 @@ def answer_all(system, requests, path, progress=lambda done, total: None):
         new = pd.DataFrame(rows, columns=columns)
         stored = pd.concat([stored, new], ignore_index=True) if len(stored) else new
         with atomic_path(path) as temporary:
-            stored.to_parquet(temporary, index=False)
+            stored.to_parquet(temporary, index=False, compression="zstd", compression_level=12)
     return stored
 
 
