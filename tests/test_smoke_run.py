@@ -31,14 +31,18 @@ def test_everything_is_there(runs):
     assert numbers["04_sft"]["legal after"] > numbers["04_sft"]["legal before"]
     assert numbers["05_ppo"]["low"] > 0, "PPO raises the reward beyond its noise"
     metrics = pd.read_csv(run / "tables" / "metrics.csv")
-    assert list(metrics.columns) == ["table", "system", "decoding", "task", "metric", "value", "low", "high", "n"]
+    assert list(metrics.columns) == ["table", "system", "decoding", "task", "metric", "value", "low", "high", "n", "note"]
+    not_run = metrics[metrics["value"].isna()]
+    assert set(not_run["system"]) == {"endpoint", "instructrec", "palr", "tallrec"}
+    assert not_run["note"].str.startswith("not run: ").all(), "an empty row says why"
+    metrics = metrics.dropna(subset="value")
     assert set(metrics["system"]) == {"sasrec", "sasrec_filter", "popularity", "base", "v1", "v2", "v3", "full"}
     assert (metrics["low"] <= metrics["value"] + 1e-9).all() and (metrics["value"] <= metrics["high"] + 1e-9).all()
     index = metrics.set_index(["system", "decoding", "task", "metric"])["value"]
     assert index["full", "obey", "I1-", "TCP"] == 0 and index["full", "obey", "I2<=20", "CPA"] == 1
     assert index["full", "obey", "I1+", "TCP"] > index["full", "constrained", "I1+", "TCP"]
     report = (run / "report.html").read_text()
-    assert "Table 5" in report and 'src="data:image/png' in report and str(runs) not in report
+    assert "Table 7" in report and "TALLRec" in report and 'src="data:image/png' in report and str(runs) not in report
 
 
 def test_second_run_is_up_to_date_and_damage_is_found(runs):
@@ -47,11 +51,11 @@ def test_second_run_is_up_to_date_and_damage_is_found(runs):
     with open(runs / "smoke" / "07_case_studies" / "dial.csv", "a") as file:
         file.write("tampered\n")
     status = recnb(runs, "status", "smoke")
-    assert status.stdout.count("up to date") == 6 and "07_case_studies    to do" in status.stdout
+    assert status.stdout.count("up to date") == len(STAGES) - 1 and "07_case_studies    to do" in status.stdout
     before = (runs / "smoke" / "report.html").stat().st_mtime_ns
     changed = recnb(runs, "run", "smoke", "--set", "cases.dial_users=10")
     assert changed.returncode == 0 and "[7/8] 07_case_studies done" in changed.stdout
-    assert "[6/7]" not in changed.stdout, "only what depends on the knob runs again"
+    assert "[6/8]" not in changed.stdout, "only what depends on the knob runs again"
     assert (runs / "smoke" / "report.html").stat().st_mtime_ns > before
 
 
