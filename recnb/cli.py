@@ -1,4 +1,4 @@
-"""The command line: recnb fetch | run | status | report | evaluate | score | summarise."""
+"""The command line: recnb fetch | run | status | report | evaluate | requests | score | summarise."""
 
 import json
 import subprocess

@@ -127,6 +127,14 @@ def test_guessing_ahead_samples_from_the_models_own_distribution(list_writer, wo
     assert (distance < 0.16).all(), "total variation, about .10 between two samples of 600 from the same 39 titles"
 
 
+def test_a_draft_longer_than_the_catalogue_guesses_nothing(list_writer, world):
+    automaton = CatalogAutomaton(list_writer[1], world[0], longest=90)
+    for k in (len(world[0]) + 1, 91):
+        draft = Draft(automaton, k)
+        draft.follow(5)
+        assert draft.guess() == []
+
+
 def test_rows_that_end_early_leave_the_others_alone(list_writer, world):
     model, codec = list_writer
     automaton = CatalogAutomaton(codec, world[0])

@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from recnb import RecnbError, datasets
-from recnb.lm.packed import next_logits
+from recnb.lm.packed import next_logits, side_by_side
 
 ALPACA = (
     "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
@@ -205,13 +205,6 @@ def encode(examples, codec):
     return rows
 
 
-def _padded(rows, pad, device):
-    length = max(map(len, rows))
-    ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=device)
-    real = torch.arange(length, device=device) < torch.tensor([len(row) for row in rows], device=device)[:, None]
-    return ids, real
-
-
 @torch.no_grad()
 def scores(model, codec, encoded, batch_size=64):
     """How much likelier Yes is than No: float [n], the difference of the two logits behind each prompt."""
@@ -221,7 +214,7 @@ def scores(model, codec, encoded, batch_size=64):
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         prompts, yes, no = zip(*(encoded[i] for i in places), strict=True)
-        ids, real = _padded(list(prompts), codec.pad, model.device)
+        ids, real = side_by_side(list(prompts), codec.pad, model.device)
         keep = real & ~torch.nn.functional.pad(real[:, 1:], (0, 1))
         logits = next_logits(model, ids, real, keep)
         row = torch.arange(len(places))
@@ -275,7 +268,7 @@ def tune(model, codec, examples, validation, knobs, seed):
 
 def _step(model, codec, chosen, optimizer, train_on_inputs):
     rows = [[*prompt, yes if label else no] for (prompt, yes, no), label in chosen]
-    ids, real = _padded(rows, codec.pad, model.device)
+    ids, real = side_by_side(rows, codec.pad, model.device)
     following = F.pad(real[:, 1:], (0, 1))
     keep = following if train_on_inputs else following & ~F.pad(real[:, 2:], (0, 2))
     targets = ids[:, 1:][keep[:, :-1]]

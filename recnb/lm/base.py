@@ -15,7 +15,7 @@ from recnb.artifacts import atomic_path, write_json
 from recnb.instructions.templates import numbered, quoted
 from recnb.lm.loading import mini_model, smollm2_folder
 from recnb.lm.losses import next_token_loss, title_mask
-from recnb.lm.packed import next_logits
+from recnb.lm.packed import next_logits, side_by_side
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
 
@@ -96,12 +96,7 @@ def base_loss(model, rows, pad, is_title, repeat_weight):
         rows: lists of token ids.
         is_title: bool [V], the title tokens; None = no term.
     """
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), pad)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-    real = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
-    ids, real = ids.to(model.device), real.to(model.device)
+    ids, real = side_by_side(rows, pad, model.device)
     keep = torch.cat([real[:, 1:], torch.zeros_like(real[:, :1])], 1)
     log_probs = torch.log_softmax(next_logits(model, ids, real, keep), -1)
     return next_token_loss(log_probs, ids, keep.nonzero() + torch.tensor([0, 1], device=model.device), is_title, repeat_weight)

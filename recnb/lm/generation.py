@@ -47,7 +47,8 @@ class Draft:
     """Guesses what a free answer goes on with, as long as it reads like a list of the catalogue's titles."""
 
     def __init__(self, automaton, k):
-        self.state, self.eos = automaton.start(k, (), repeats=True) if k <= automaton.longest else None, automaton.eos
+        possible = k <= min(automaton.longest, automaton.total[0])
+        self.state, self.eos = automaton.start(k, (), repeats=True) if possible else None, automaton.eos
 
     def follow(self, token):
         """The model chose a token."""

@@ -14,6 +14,13 @@ from transformers import AttentionInterface
 from recnb import RecnbError
 
 
+def side_by_side(rows, pad, device):
+    """Token rows padded on the right: ids int [S, L], and real bool [S, L], False on padding."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows], device=device)
+    return ids, torch.arange(length, device=device) < torch.tensor([len(row) for row in rows], device=device)[:, None]
+
+
 def pack(ids, real):
     """Arguments of a forward pass over a batch laid end to end; use inside ``packed_attention``.
 
@@ -76,12 +83,12 @@ def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, plac
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     samples, longest = shape
 
-    def side_by_side(x):
+    def unpacked(x):
         x = x[0].transpose(0, 1)
         padded = x.new_zeros(samples * longest, *x.shape[1:]).index_copy(0, place, x)
         return padded.view(samples, longest, *x.shape[1:]).transpose(1, 2)
 
-    query, key, value = side_by_side(query), side_by_side(key), side_by_side(value)
+    query, key, value = unpacked(query), unpacked(key), unpacked(value)
     if query.is_cuda:
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     else:  # PyTorch's fused attention is slower than this on CPUs without matrix units
