@@ -218,9 +218,10 @@ def automaton_size(items=20_000, batch=64):
     automaton = CatalogAutomaton(codec, catalog)
     seconds = time.perf_counter() - started
     tracemalloc.start()
-    CatalogAutomaton(codec, catalog)
+    held = CatalogAutomaton(codec, catalog)
     memory = tracemalloc.get_traced_memory()[0] / 2**20
     tracemalloc.stop()
+    del held
     model = mini_model(len(codec.tokenizer), profiles.load("laptop").model, codec, 0).eval()
     prompts = [codec.prompt("Ten titles")] * batch
     started = time.perf_counter()

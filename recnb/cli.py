@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from recnb import RecnbError, profile, sources
-from recnb.artifacts import is_done, read_manifest, runs_folder
+from recnb.artifacts import atomic_path, is_done, read_manifest, runs_folder
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Controllable recommendation with language models.")  # fmt: skip
@@ -44,12 +44,21 @@ def run(
     until: Annotated[str, typer.Option(help="last stage, for example 04_sft")] = "",
     set_: SetOption = [],  # noqa: B006
 ):
-    """Run the notebooks of a profile, in order; what is up to date is not run again."""
+    """Run the notebooks of a profile, in order; what is up to date is not run again. With seeds: a run a seed, and a summary."""
     resolved = profile.load(name, overrides(set_))
-    folder = runs_folder() / (run_name or resolved.name)
-    folder.mkdir(parents=True, exist_ok=True)
     if until and until not in profile.STAGES:
         raise RecnbError(f"--until {until}: no such stage; stages: {', '.join(profile.STAGES)}")
+    run_name = run_name or resolved.name
+    if not resolved.seeds:
+        return _run(resolved, runs_folder() / run_name, until)
+    for seed in resolved.seeds:
+        _run(resolved.model_copy(update={"seed": seed, "seeds": []}), runs_folder() / f"{run_name}-seed{seed}", until)
+    if not until:
+        _summarise([f"{run_name}-seed{seed}" for seed in resolved.seeds], runs_folder() / f"{run_name}-seeds.csv")
+
+
+def _run(resolved, folder, until):
+    folder.mkdir(parents=True, exist_ok=True)
     stages = profile.STAGES[: profile.STAGES.index(until) + 1] if until else profile.STAGES
     path = folder / "profile.yaml"
     profile.save(resolved, path)
@@ -169,6 +178,10 @@ def requests(
 @app.command()
 def summarise(runs: Annotated[list[str], typer.Argument(help="names of runs that differ in their seed")]):
     """Mean and standard deviation of every number over several runs; writes seeds.csv beside them."""
+    _summarise(runs, runs_folder() / "seeds.csv")
+
+
+def _summarise(runs, target):
     import pandas as pd
 
     from recnb.evaluation.statistics import over_seeds
@@ -178,10 +191,11 @@ def summarise(runs: Annotated[list[str], typer.Argument(help="names of runs that
         if not path.is_file():
             raise RecnbError(f"{path} does not exist: run it first (recnb run PROFILE --run NAME --set seed=1)")
     table = over_seeds([pd.read_csv(path) for path in paths])
-    table.to_csv(runs_folder() / "seeds.csv", index=False, float_format="%.6f")
+    with atomic_path(target) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6f")
     shown = table[~table["metric"].str.endswith("without control")]
     print(shown.to_markdown(index=False, floatfmt=".4f"))
-    print(runs_folder() / "seeds.csv")
+    print(target)
 
 
 def main():

@@ -171,3 +171,25 @@ def few_shot(results):
         axis.legend(fontsize=8)
     figure.tight_layout()
     return figure
+
+
+def forgetting(rows):
+    """Perplexity on unseen conversations, and the loss on lists, against the share of I4 in the instruction set.
+
+    Args:
+        rows: dicts share, perplexity, low, high, loss; and MMLU, GSM8K where they were run.
+    """
+    frame = pd.DataFrame(rows)
+    abilities = [name for name in ("MMLU", "GSM8K") if name in frame and frame[name].notna().any()]
+    figure, axes = plt.subplots(1, 2 + bool(abilities), figsize=(5.5 * (2 + bool(abilities)), 3.5))
+    error = np.stack([frame["perplexity"] - frame["low"], frame["high"] - frame["perplexity"]])
+    axes[0].errorbar(frame["share"], frame["perplexity"], yerr=error, marker="o", capsize=3)
+    axes[0].set(title="unseen conversations", xlabel="share of I4", ylabel="perplexity")
+    axes[1].plot(frame["share"], frame["loss"], marker="o")
+    axes[1].set(title="lists of validation users", xlabel="share of I4", ylabel="loss")
+    for name in abilities:
+        axes[2].plot(frame["share"], 100 * frame[name], marker="o", label=name)
+        axes[2].set(title="lm-evaluation-harness", xlabel="share of I4", ylabel="%")
+        axes[2].legend()
+    figure.tight_layout()
+    return figure

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from recnb import RecnbError
 
-STAGES = ["01_data", "02_teacher", "03_instructions", "04_sft", "05_ppo", "06_evaluation", "07_case_studies", "08_tallrec"]
+STAGES = ["01_data", "02_teacher", "03_instructions", "04_sft", "05_ppo", "06_evaluation", "07_case_studies", "08_tallrec",
+          "09_general_ability"]  # fmt: skip
 SECTIONS = {
     "01_data": ["data"],
     "02_teacher": ["teacher"],
@@ -23,6 +24,7 @@ SECTIONS = {
     "06_evaluation": ["evaluation", "endpoint"],
     "07_case_studies": ["cases"],
     "08_tallrec": ["tallrec"],
+    "09_general_ability": ["general_ability"],
 }
 """Which sections of a profile a stage reads."""
 
@@ -162,6 +164,10 @@ class Sft(Section):
     """Weight of the term against titles already shown or listed (0 = the paper's plain loss)."""
     v1: bool = False
     """Also train the ablation v1: the same base and settings on the I0 instructions alone."""
+    palr: int = Field(0, ge=0)
+    """Also train PALR (the user's next items as labels) on this many samples; 0 = not."""
+    instructrec: int = Field(0, ge=0)
+    """Also train InstructRec (one next title from history, preference or intention) on this many samples; 0 = not."""
     evaluations: int = Field(10, ge=1)
     """How often the validation loss is measured during training."""
     checkpoints: int = Field(5, ge=1)
@@ -302,11 +308,28 @@ class Tallrec(Section):
     """Folder with Book-Crossing's two files, for the book domain and the transfer from movies to books; empty = none."""
 
 
+class GeneralAbility(Section):
+    chats: int = Field(300, ge=2)
+    """Conversations that no training saw, behind the perplexity before and after."""
+    shares: list[float] = []
+    """Shares of I4 in small SL stages that show what conversation in the mix does to forgetting; empty = no sweep."""
+    samples: int = Field(6000, ge=64)
+    """Instructions of each of these SL stages."""
+    data: str = ""
+    """Where MMLU and GSM8K come from: a folder with them, hub, or empty = not run."""
+    limit: int = Field(0, ge=0)
+    """Questions of each MMLU subject and of GSM8K, the first ones; 0 = all."""
+    batch_size: int = Field(16, ge=1)
+    """Questions the harness answers together."""
+
+
 class Profile(Section):
     name: str
     """Name of the profile; also the default name of the run."""
     seed: int = Field(0, ge=0)
     """Every random draw of the run derives from it."""
+    seeds: list[int] = []
+    """Run the profile once with each of these seeds instead, and summarise (mean, standard deviation); empty = seed alone."""
     data: Data = Data()
     teacher: Teacher = Teacher()
     instructions: Instructions = Instructions()
@@ -318,6 +341,7 @@ class Profile(Section):
     endpoint: Endpoint = Endpoint()
     cases: Cases = Cases()
     tallrec: Tallrec = Tallrec()
+    general_ability: GeneralAbility = GeneralAbility()
 
     @model_validator(mode="after")
     def fits_together(self):
@@ -325,6 +349,10 @@ class Profile(Section):
             raise ValueError(f"sft.batch_size ({self.sft.batch_size}) must be divisible by sft.accumulation")
         if self.data.dataset == "tabular" and not self.data.path:
             raise ValueError("data.dataset: tabular needs data.path, the folder with items.csv and interactions.csv")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds, default=0) < 0:
+            raise ValueError(f"seeds ({self.seeds}) must be different and at least 0")
+        if any(not 0 <= share < 1 for share in self.general_ability.shares):
+            raise ValueError(f"general_ability.shares ({self.general_ability.shares}) must be at least 0 and below 1")
         if "free" not in self.evaluation.decoding:
             raise ValueError("evaluation.decoding must contain free: the summary compares the systems' free answers")
         if self.model.name == "mini" and self.base.teacher_embeddings and self.teacher.width > self.model.width:

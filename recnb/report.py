@@ -11,7 +11,8 @@ from markupsafe import Markup
 from recnb import RecnbError
 from recnb import profile as profiles
 from recnb.artifacts import atomic_path, fingerprint, read_manifest
-from recnb.evaluation.tables import TITLES, table8
+from recnb.evaluation.stored import write_other_tables
+from recnb.evaluation.tables import TITLES
 
 CAPTIONS = {
     "01_data/dataset": "The data: popularity, history length, categories.",
@@ -22,6 +23,8 @@ CAPTIONS = {
     "05_ppo/training": "The RL stage.",
     "05_ppo/tokens": "Which token of an answer receives which reward.",
     "06_evaluation/controls": "How well each system obeys (free decoding, 95 % intervals).",
+    "09_general_ability/forgetting": "What conversation in the instruction set (I4) does: small SL stages with "
+    "different shares of it.",
     "08_tallrec/few_shot": "TALLRec's question (will the user like this title?) after a handful of examples.",
     "07_case_studies/dial": "The control dial: the share asked for against the share delivered.",
 }
@@ -49,9 +52,9 @@ Recommendations</em> (arXiv 2403.05063). Every number below comes from this run;
 numbers (Llama-2-7b on other, larger datasets), for orientation and not for comparison.</p>
 <h2>Summary</h2><ul>{% for line in summary %}<li>{{ line }}</li>{% endfor %}</ul>
 {{ figure("06_evaluation/controls") }}
-<h2>Data</h2>{{ statistics }}{{ figure("01_data/dataset") }}
+<h2>Data</h2>{{ statistics }}{{ table("table1") }}{{ figure("01_data/dataset") }}
 <h2>Teacher</h2>{{ figure("02_teacher/compare") }}{{ figure("02_teacher/training") }}
-<h2>Instructions</h2>{{ instructions }}
+<h2>Instructions</h2>{{ table("table8") }}
 <h2>Language model</h2><p>{{ model }}</p>{{ figure("04_sft/base") }}{{ figure("04_sft/loss") }}
 <h2>Reinforcement learning</h2>{{ figure("05_ppo/training") }}{{ figure("05_ppo/tokens") }}
 <h2>Results</h2>
@@ -60,16 +63,20 @@ unseen titles of the catalogue, no repeats, exactly k. <b>obey</b>: the automato
 paper's). Intervals are 95 % bootstrap intervals over users; rankers do not decode and say <i>free</i>. InHistory counts
 titles that the prompt showed; Seen counts everything the user had before. Bold: the best of our systems with this way of
 decoding; underlined: the runner-up. Whether two of them differ beyond noise, the table of differences says.</p>
-{% for title, table in tables %}<h3>{{ title }}</h3><div class="scroll">{{ table }}</div>{% endfor %}
+{% for name in results %}{{ table(name) }}{% endfor %}
 <h3>Differences</h3>
 <p>Paired over the same users; p from 50,000 random sign flips, corrected for the number of comparisons in the same table (Holm).
 "detectable" is the smallest difference that a single test with this many users would show in four of five repetitions. All:
 <code>tables/differences.csv</code>.</p>
 <div class="scroll">{{ differences }}</div>
-<h2>Case studies</h2>{{ figure("07_case_studies/dial") }}{{ cases }}
+<h2>General ability</h2>
+<p>Perplexity on conversations that no training saw, with 95 % bootstrap intervals over them; lower is better.
+{{ ability_note }}</p>
+{{ table("general") }}{{ figure("09_general_ability/forgetting") }}
+<h2>Case studies</h2>{{ figure("07_case_studies/dial") }}<h3>Table 6: single answers</h3>{{ cases }}
 <h2>TALLRec</h2>
 <p>Yes or No to one title, after K examples (arXiv 2305.00447); AUC in %, mean ± standard deviation over draws of the examples.
-{{ tallrec_note }}</p>{{ figure("08_tallrec/few_shot") }}<div class="scroll">{{ tallrec }}</div>
+{{ tallrec_note }}</p>{{ figure("08_tallrec/few_shot") }}{{ table("tallrec") }}
 <h2>The run</h2>{{ stages }}
 <h3>Versions and machine</h3><pre>{{ versions }}</pre>
 <h3>Settings</h3><pre>{{ settings }}</pre>
@@ -89,19 +96,24 @@ def write_report(run_folder):
     profile = profiles.load(run_folder / "profile.yaml")
     stale = [s for s in profiles.STAGES if manifests[s]["fingerprint"] != fingerprint(profile, s)]
     environment = jinja2.Environment(autoescape=True)
+    write_other_tables(profile, run_folder, run_folder / "tables")
     missing = [n for n in (*(f"{t}.html" for t in TITLES), "differences.csv") if not (run_folder / "tables" / n).is_file()]
     if missing:
         raise RecnbError(f"{run_folder / 'tables' / missing[0]} does not exist: recnb evaluate makes the tables from the answers")
-    tables = [(TITLES[name], _table((run_folder / "tables" / f"{name}.html").read_text(encoding="utf-8"))) for name in TITLES]
+
+    def table(name):
+        found = _table((run_folder / "tables" / f"{name}.html").read_text(encoding="utf-8"))
+        return Markup("<h3>{}</h3><div class='scroll'>{}</div>").format(TITLES[name], found)
+
     first = manifests["01_data"]
     html = environment.from_string(PAGE).render(
-        name=run_folder.name, summary=_summary(manifests, stale), tables=tables,
+        name=run_folder.name, summary=_summary(manifests, stale), table=table,
+        results=("table2", "table3", "table4", "table5", "table7"),
         statistics=_frame(pd.Series({k: f"{v:,.6g}" for k, v in first["numbers"].items()}).rename("value").to_frame()),
-        instructions=_frame(table8(manifests["03_instructions"]["numbers"]["counts"])),
         model=manifests["04_sft"]["numbers"]["model"],
         differences=_differences(run_folder / "tables" / "differences.csv"),
         cases=Markup((run_folder / "07_case_studies" / "cases.html").read_text(encoding="utf-8")),
-        tallrec=_table((run_folder / "08_tallrec" / "table.html").read_text(encoding="utf-8")),
+        ability_note=manifests["09_general_ability"]["numbers"]["note"],
         tallrec_note=manifests["08_tallrec"]["numbers"]["note"],
         stages=_frame(_stage_table(manifests)), settings=settings,
         versions=json.dumps(first["versions"] | first["hardware"] | {"commit": first["commit"]}, indent=1),
@@ -117,7 +129,8 @@ def _summary(manifests, stale):
     lines.append(manifests["05_ppo"]["numbers"]["finding"])
     wall = sum(m["wall_seconds"] for m in manifests.values())
     memory = max(m["peak_memory_mib"] for m in manifests.values())
-    lines.append(f"All eight notebooks took {wall / 60:.1f} minutes; the largest one used {memory / 1024:.1f} GiB of memory.")
+    count = len(manifests)
+    lines.append(f"All {count} notebooks took {wall / 60:.1f} minutes; the largest one used {memory / 1024:.1f} GiB of memory.")
     if stale:
         lines.append(f"Warning: {', '.join(stale)} were made with other knobs than the settings below.")
     return lines

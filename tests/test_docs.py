@@ -7,6 +7,7 @@ import pandas as pd
 from recnb.catalog import Catalog
 from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl
 from recnb.evaluation.stored import evaluate_run
+from recnb.evaluation.tables import TITLES
 from recnb.ppo.rewards import score_list
 from recnb.profile import Profile, root
 from recnb.requests import Request
@@ -51,3 +52,4 @@ def test_the_reference_runs_tables_come_from_its_stored_answers(tmp_path):
     evaluate_run(reference, tmp_path)
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert made == {path.name: path.read_bytes() for path in (reference / "tables").iterdir()}
+    assert {f"{name}.csv" for name in TITLES} <= set(made)

@@ -1,11 +1,15 @@
 import numpy as np
+import pandas as pd
 import pytest
-from sklearn.metrics import ndcg_score
+from sklearn.metrics import ndcg_score, top_k_accuracy_score
 
 from recnb.artifacts import Stage
+from recnb.controls import Include
+from recnb.evaluation.cases import case_rows, marks
 from recnb.evaluation.metrics import accuracy, bootstrap_interval, formatting
 from recnb.evaluation.protocol import Ranker, answer_all, answers_folder, per_user, request_sets, summarise
-from recnb.evaluation.tables import LAYOUT, layout, reported
+from recnb.evaluation.tables import LAYOUT, layout, reported, table6, write_frame
+from recnb.requests import Request, Response
 
 
 def test_accuracy_against_scikit_learn(rng):
@@ -16,7 +20,10 @@ def test_accuracy_against_scikit_learn(rng):
         if relevance[0, :10].sum():
             expected = ndcg_score(relevance, -np.arange(30, dtype=float)[None], k=10)
             assert accuracy(items, target)["NDCG@10"] == pytest.approx(expected)
-        assert accuracy(items, target)["HR@5"] == float(target in items[:5])
+        ranking = np.array([[-float(items.index(i)) if i in items else -99.0 for i in range(30)]])
+        for k in (5, 10):
+            hit = top_k_accuracy_score([target], ranking, k=k, labels=range(30))
+            assert accuracy(items, target)[f"HR@{k}"] == (hit if target in items else 0)
 
 
 @pytest.mark.parametrize(
@@ -45,8 +52,8 @@ def test_bootstrap_covers():
 def test_stored_answers_give_the_metrics(world, teacher, smoke, tmp_path):
     catalog, histories = world
     requests = request_sets(histories, catalog, teacher, smoke.evaluation, smoke.data, 0)
-    stored = answer_all(Ranker(teacher, catalog), requests, tmp_path / "a.parquet")
-    again = answer_all(None, requests, tmp_path / "a.parquet")  # stored: the system is not asked again
+    stored = answer_all({"free": Ranker(teacher, catalog)}, requests, tmp_path, "a")["free"]
+    again = answer_all({"free": None}, requests, tmp_path, "a")["free"]  # stored: the system is not asked again
     assert again.equals(stored)
     metrics = summarise(per_user(stored, requests, catalog), "sasrec", "free", 50, 0)
     value = metrics.set_index(["task", "metric"])["value"]
@@ -69,9 +76,33 @@ def test_answers_of_another_model_are_not_reused(tmp_path, smoke):
 def test_reported_numbers():
     """Rows and bold marks a reader can verify in the paper."""
     paper = reported()
-    tables = [t for t in paper if t != "tallrec"]
+    tables = [t for t in paper if t not in ("table1", "table8", "tallrec")]
+    for dataset in ("Movie", "Steam"):
+        users, items, interactions, sparsity = paper["table1"][dataset]
+        assert 1 - interactions / (users * items) == pytest.approx(sparsity, abs=5e-5)
+        counts = dict(zip(paper["table8"]["columns"], paper["table8"][dataset], strict=True))
+        assert counts["I0"] == users == counts["I1+"] + counts["I1-"] == counts["I2<="] + counts["I2>="] + counts["I2~"]
+        assert counts["I3"] == items and counts["I4"] == pytest.approx(sum(counts.values()) / 3, abs=1)
     assert {t: len(paper[t]["Movie"]) for t in tables} == {"table2": 9, "table3": 8, "table4": 8, "table5": 8, "table7": 8}
     assert all(len(row) == len(paper[t]["columns"]) for t in tables for d in ("Movie", "Steam") for row in paper[t][d].values())
     best = {d: max(paper["table3"][d], key=lambda s: paper["table3"][d][s][2][0]) for d in ("Movie", "Steam")}
     assert best == {"Movie": "full", "Steam": "full"}
     assert paper["table4"]["Steam"]["full"][2] == [70.58, 18.15]
+
+
+def test_tables_of_text_in_four_formats(tmp_path):
+    cell = "50 % & <b> | a_b ~ $1"
+    write_frame(pd.DataFrame({"wish": [cell], "answer": [None]}), tmp_path, "table6")
+    assert pd.read_csv(tmp_path / "table6.csv", keep_default_na=False).loc[0].tolist() == [cell, ""]
+    assert "&lt;b&gt;" in (tmp_path / "table6.html").read_text() and "\\|" in (tmp_path / "table6.md").read_text()
+    assert "50 \\% \\& <b> | a\\_b $\\approx$ \\$1" in (tmp_path / "table6.tex").read_text()
+
+
+def test_case_marks(toy):
+    request = Request(0, (1,), (1, 2), Include("A"), 5, 3)
+    answer = Response("", list("abcdef"), [1, 3, 3, None, 5, 4])
+    assert marks(request, answer, toy) == ["repeat", "target", "repeat", "unknown", "inside", ""]
+    rows = case_rows(1, request, {"ours": answer, "silent": Response("No idea.")}, toy)
+    table = table6(rows)
+    assert table["answer"].tolist() == ["1. a [repeat]; 2. b [target]; 3. c [repeat]; 4. d [unknown]; 5. e [inside]; 6. f",
+                                        "0. No idea. [no list]"]  # fmt: skip

@@ -13,7 +13,7 @@ from recnb.controls import About, AllOf, AtLeast, AtMost, Exclude, Include, NoCo
 from recnb.instructions.templates import numbered
 from recnb.lm.base import base_loss, train_base
 from recnb.lm.constrained import CatalogAutomaton
-from recnb.lm.generation import Draft, LanguageModelRecommender, decode
+from recnb.lm.generation import Draft, LanguageModelRecommender, beam_search, decode, recommend_together
 from recnb.lm.losses import repeated_mass, unlikelihood
 from recnb.lm.packed import next_logits
 from recnb.lm.parsing import parse, titles_of
@@ -72,6 +72,21 @@ def test_greedy_equals_generate(language_model):
         out = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=codec.pad,
                              eos_token_id=codec.eos)[0, len(prompt) :].tolist()  # fmt: skip
         assert found == out
+
+
+def test_beam_search_equals_generate(language_model):
+    """With answers that end early: the end token is made likely."""
+    model, codec = language_model
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[codec.eos] *= 3
+    prompts = [codec.prompt(text) for text in ("Three films please", "One film", "And now something completely different")]
+    found = beam_search(model, codec, prompts, 4, 6)
+    for prompt, beams in zip(prompts, found, strict=True):
+        out = model.generate(torch.tensor([prompt]), max_new_tokens=6, num_beams=4, num_return_sequences=4, length_penalty=0.0,
+                             do_sample=False, early_stopping="never", pad_token_id=codec.pad, eos_token_id=codec.eos)  # fmt: skip
+        expected = [row[len(prompt) :].tolist() for row in out]
+        assert beams == [row[: row.index(codec.eos) + 1] if codec.eos in row else row for row in expected]
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +260,17 @@ def test_an_obeying_list_meets_every_control_that_can_be_met(seed):
     possible = control.select([i for i in range(1, 13) if i not in seen], k, catalog) is not None
     met = all(low <= mask[items].sum() <= high for mask, low, high in control.needs(k, catalog))
     assert met or not possible
+
+
+def test_decoding_in_several_ways_at_once_changes_no_answer(list_writer, world):
+    model, codec = list_writer
+    automaton = CatalogAutomaton(codec, world[0])
+    ways = [LanguageModelRecommender(model, codec, world[0], a, batch_size=4, obey=obey)
+            for a, obey in ((None, False), (automaton, False), (automaton, True))]  # fmt: skip
+    seen = [tuple(range(1, u + 2)) for u in range(9)]
+    requests = [Request(u, seen[u], seen[u], Include(world[0].names[u % 2]), 2 + u % 3) for u in range(9)]
+    together = recommend_together(ways, requests)
+    assert together == [way.recommend(requests) for way in ways] and together[0] != together[1] != together[2]
 
 
 def test_recommender_keeps_the_order_of_requests(language_model, world):

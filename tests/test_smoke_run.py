@@ -1,5 +1,6 @@
-"""The whole run as a user starts it: Snakemake, papermill, eight notebooks, a report; then again, and after damage."""
+"""The whole run as a user starts it: Snakemake, papermill, nine notebooks, a report; then again, and after damage."""
 
+import html
 import json
 import os
 import subprocess
@@ -8,6 +9,8 @@ import sys
 import pandas as pd
 import pytest
 
+from recnb.evaluation.protocol import SYSTEMS
+from recnb.evaluation.tables import TITLES
 from recnb.profile import STAGES, root
 
 
@@ -33,16 +36,19 @@ def test_everything_is_there(runs):
     metrics = pd.read_csv(run / "tables" / "metrics.csv")
     assert list(metrics.columns) == ["table", "system", "decoding", "task", "metric", "value", "low", "high", "n", "note"]
     not_run = metrics[metrics["value"].isna()]
-    assert set(not_run["system"]) == {"endpoint", "instructrec", "palr", "tallrec"}
+    assert set(not_run["system"]) == {"endpoint", "tallrec"}
     assert not_run["note"].str.startswith("not run: ").all(), "an empty row says why"
     metrics = metrics.dropna(subset="value")
-    assert set(metrics["system"]) == {"sasrec", "sasrec_filter", "popularity", "base", "v1", "v2", "v3", "full"}
+    assert set(metrics["system"]) == set(SYSTEMS) - {"endpoint", "tallrec"}
     assert (metrics["low"] <= metrics["value"] + 1e-9).all() and (metrics["value"] <= metrics["high"] + 1e-9).all()
     index = metrics.set_index(["system", "decoding", "task", "metric"])["value"]
     assert index["full", "obey", "I1-", "TCP"] == 0 and index["full", "obey", "I2<=20", "CPA"] == 1
     assert index["full", "obey", "I1+", "TCP"] > index["full", "constrained", "I1+", "TCP"]
     report = (run / "report.html").read_text()
-    assert "Table 7" in report and "TALLRec" in report and 'src="data:image/png' in report and str(runs) not in report
+    for title in TITLES.values():
+        assert html.escape(title) in report or title == TITLES["table6"], title
+    assert {f"{name}.{suffix}" for name in TITLES for suffix in ("csv", "md", "tex", "html")} <= set(os.listdir(run / "tables"))
+    assert "Table 6" in report and "TALLRec" in report and 'src="data:image/png' in report and str(runs) not in report
 
 
 def test_second_run_is_up_to_date_and_damage_is_found(runs):
@@ -54,8 +60,8 @@ def test_second_run_is_up_to_date_and_damage_is_found(runs):
     assert status.stdout.count("up to date") == len(STAGES) - 1 and "07_case_studies    to do" in status.stdout
     before = (runs / "smoke" / "report.html").stat().st_mtime_ns
     changed = recnb(runs, "run", "smoke", "--set", "cases.dial_users=10")
-    assert changed.returncode == 0 and "[7/8] 07_case_studies done" in changed.stdout
-    assert "[6/8]" not in changed.stdout, "only what depends on the knob runs again"
+    assert changed.returncode == 0 and "[7/9] 07_case_studies done" in changed.stdout
+    assert "[6/9]" not in changed.stdout, "only what depends on the knob runs again"
     assert (runs / "smoke" / "report.html").stat().st_mtime_ns > before
 
 
@@ -77,3 +83,18 @@ def test_failures_name_notebook_cell_and_error(tmp_path):
 def test_mistakes_are_one_message(tmp_path, arguments, message):
     done = recnb(tmp_path, *arguments)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_seeds_are_runs_of_their_own(tmp_path):
+    done = recnb(tmp_path, "run", "smoke", "--until", "01_data", "--set", "seeds=[0, 3]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [json.loads((tmp_path / f"smoke-seed{s}" / "01_data" / "manifest.json").read_text()) for s in (0, 3)]
+    assert [m["knobs"]["seed"] for m in found] == [0, 3] and found[0]["outputs"] != found[1]["outputs"]
+    for seed, value in ((0, 0.1), (3, 0.3)):
+        (tmp_path / f"smoke-seed{seed}" / "tables").mkdir()
+        row = {"table": "table2", "system": "v2", "decoding": "free", "task": "I0", "metric": "HR@10", "value": value}
+        pd.DataFrame([row]).to_csv(tmp_path / f"smoke-seed{seed}" / "tables" / "metrics.csv", index=False)
+    summed = recnb(tmp_path, "summarise", "smoke-seed0", "smoke-seed3")
+    assert summed.returncode == 0, summed.stderr
+    row = pd.read_csv(tmp_path / "seeds.csv").iloc[0]
+    assert row["mean"] == 0.2 and round(row["sd"], 6) == 0.141421 and row["runs"] == 2

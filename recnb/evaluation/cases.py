@@ -19,33 +19,47 @@ def two_cases(histories, catalog, teacher, data_knobs, seed):
     return [*first[:1], *second[:1]]
 
 
+STYLES = {"unknown": "text-decoration:line-through", "repeat": "background:#f8c9c9", "target": "background:#c8e6c9",
+          "inside": "background:#fff3b0", "": ""}  # fmt: skip
+
+
+def marks(request, answer, catalog):
+    """What is remarkable about each entry of an answer: unknown, repeat (or seen), target, inside (the category), or ""."""
+    members, before, found = catalog.members(request.control.category), set(), []
+    for item in answer.items:
+        known = item is not None
+        found.append("unknown" if not known else "repeat" if item in before or item in request.seen
+                     else "target" if item == request.target else "inside" if item in members else "")  # fmt: skip
+        before.add(item)
+    return found
+
+
+def case_rows(number, request, answers, catalog):
+    """A case as rows (case, wish, system, place, title, mark); an answer without a list is one row at place 0.
+
+    Args:
+        answers: ``{system: Response}``.
+    """
+    rows = []
+    for system, answer in answers.items():
+        listed = list(zip(answer.titles, marks(request, answer, catalog), strict=True)) or [(answer.text[:300], "no list")]
+        first = 1 if answer.titles else 0
+        rows += [(number, str(request.control), system, place, *entry) for place, entry in enumerate(listed, start=first)]
+    return pd.DataFrame(rows, columns=["case", "wish", "system", "place", "title", "mark"])
+
+
 def case_html(request, answers, catalog, seed):
     """One request and each system's list as HTML; all text escaped.
 
     Args:
         answers: ``{system: Response}``.
     """
-    members = catalog.members(request.control.category)
     parts = [f"<pre style='white-space:pre-wrap'>{html.escape(request_prompt(request, catalog, seed))}</pre>"]
     target = catalog.titles[request.target]
-    parts.append(f"<p>Target: <span class='target' style='background:#c8e6c9'>{html.escape(target)}</span></p>")
+    parts.append(f"<p>Target: <span class='target' style='{STYLES['target']}'>{html.escape(target)}</span></p>")
     for system, answer in answers.items():
-        lines, before = [], set()
-        for title, item in zip(answer.titles, answer.items, strict=True):
-            marks = []
-            if item is None:
-                marks.append("unknown")
-            elif item in before or item in request.seen:
-                marks.append("repeat")
-            elif item == request.target:
-                marks.append("target")
-            elif item in members:
-                marks.append("inside")
-            before.add(item)
-            style = {"unknown": "text-decoration:line-through", "repeat": "background:#f8c9c9",
-                     "target": "background:#c8e6c9", "inside": "background:#fff3b0"}  # fmt: skip
-            css = ";".join(style[m] for m in marks)
-            lines.append(f"<li><span class='{' '.join(marks)}' style='{css}'>{html.escape(title)}</span></li>")
+        lines = [f"<li><span class='{mark}' style='{STYLES[mark]}'>{html.escape(title)}</span></li>"
+                 for title, mark in zip(answer.titles, marks(request, answer, catalog), strict=True)]  # fmt: skip
         body = "".join(lines) or f"<li>{html.escape(answer.text[:300])}</li>"
         parts.append(f"<div class='answer'><b>{html.escape(system)}</b><ol>{body}</ol></div>")
     return "".join(parts)

@@ -4,20 +4,23 @@ import math
 
 import numpy as np
 
+CUTOFFS = {"5": 5, "10": 10}
 
-def accuracy(items, target, cutoffs=(5, 10)):
+
+def accuracy(items, target, cutoffs=CUTOFFS):
     """HR@K and NDCG@K of one list with one target.
 
     Args:
         items: ids in order, None = no such item. A repeated or unknown entry takes its place all the same.
         target: the held-out item.
+        cutoffs: K of each name.
     """
     place = items.index(target) if target in items else None
     values = {}
-    for k in cutoffs:
+    for name, k in cutoffs.items():
         hit = place is not None and place < k
-        values[f"HR@{k}"] = float(hit)
-        values[f"NDCG@{k}"] = 1 / math.log2(place + 2) if hit else 0.0
+        values[f"HR@{name}"] = float(hit)
+        values[f"NDCG@{name}"] = 1 / math.log2(place + 2) if hit else 0.0
     return values
 
 

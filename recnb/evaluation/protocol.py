@@ -15,6 +15,7 @@ from recnb.evaluation.metrics import accuracy, bootstrap_interval, formatting
 from recnb.instructions.labels import ranked_items
 from recnb.instructions.synthesis import heldout_requests, request_of
 from recnb.instructions.templates import numbered
+from recnb.lm.generation import recommend_together
 from recnb.lm.parsing import parse
 from recnb.requests import Response
 
@@ -55,8 +56,8 @@ SYSTEMS = ["popularity", "sasrec", "sasrec_filter", "base", "endpoint", "instruc
 """Every system of the comparison, in the order of the tables."""
 REASONS = {
     "endpoint": "this profile names no endpoint (endpoint.url)",
-    "instructrec": "not part of this profile",
-    "palr": "not part of this profile",
+    "instructrec": "not asked for (sft.instructrec)",
+    "palr": "not asked for (sft.palr)",
     "tallrec": "answers yes or no to one title, it makes no lists: see notebook 08",
     "v1": "not asked for (sft.v1)",
     "v3": "not asked for (ppo.v3)",
@@ -125,28 +126,34 @@ def answers_folder(stage):
     return folder
 
 
-def answer_all(system, requests, path, progress=lambda done, total: None):
+def answer_all(systems, requests, folder, name, progress=lambda done, total: None):
     """Let a system answer every task and store the raw texts, task by task; a stopped run goes on with the next task.
 
     Args:
-        system: anything with ``recommend``.
+        systems: ``{decoding: system}``, anything with ``recommend``; several are one language model that decodes in several
+            ways, which reads each prompt once for all of them.
         requests: from ``request_sets``.
-        path: Parquet file with columns task, user, k, control, text, tokens, seconds.
+        folder: receives a Parquet file ``<name>-<decoding>.parquet`` for each, with columns task, user, k, control, text,
+            tokens, seconds (of each way's share in the time of all).
     """
     columns = ["task", "user", "k", "control", "text", "tokens", "seconds"]
-    stored = pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=columns)
+    paths = {decoding: folder / f"{name}-{decoding}.parquet" for decoding in systems}
+    stored = {d: pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=columns) for d, path in paths.items()}
     for task, asked in requests.items():
-        if task in set(stored["task"]):
+        open_ = {decoding: system for decoding, system in systems.items() if task not in set(stored[decoding]["task"])}
+        if not open_:
             continue
         started = time.perf_counter()
-        answers = system.recommend(asked, progress)
-        seconds = (time.perf_counter() - started) / max(len(asked), 1)
-        rows = [(task, request.user, request.k, json.dumps(request.control.to_json()), answer.text, answer.tokens, seconds)
-                for request, answer in zip(asked, answers, strict=True)]  # fmt: skip
-        new = pd.DataFrame(rows, columns=columns)
-        stored = pd.concat([stored, new], ignore_index=True) if len(stored) else new
-        with atomic_path(path) as temporary:
-            stored.to_parquet(temporary, index=False, compression="zstd", compression_level=12)
+        together = recommend_together if len(open_) > 1 else lambda ways, *rest: [ways[0].recommend(*rest)]
+        answered = together(list(open_.values()), asked, progress)
+        seconds = (time.perf_counter() - started) / max(len(asked) * len(open_), 1)
+        for decoding, answers in zip(open_, answered, strict=True):
+            rows = [(task, r.user, r.k, json.dumps(r.control.to_json()), answer.text, answer.tokens, seconds)
+                    for r, answer in zip(asked, answers, strict=True)]  # fmt: skip
+            new, before = pd.DataFrame(rows, columns=columns), stored[decoding]
+            stored[decoding] = pd.concat([before, new], ignore_index=True) if len(before) else new
+            with atomic_path(paths[decoding]) as temporary:
+                stored[decoding].to_parquet(temporary, index=False, compression="zstd", compression_level=12)
     return stored
 
 
@@ -171,8 +178,10 @@ def per_user(stored, requests, catalog):
     for task, asked in requests.items():
         for request in asked:
             items = parse(texts[task, request.user], catalog).items
-            values = accuracy(items, request.target) if task != "format" else formatting(
-                items, request.k, request.history, request.seen)  # fmt: skip
+            values = accuracy(items, request.target)
+            if task == "format":
+                whole = accuracy(items, request.target, {"K": request.k})
+                values = formatting(items, request.k, request.history, request.seen) | whole
             values |= request.control.metrics(items, request.k, catalog)
             if request.user in plain:
                 without = request.control.metrics(plain[request.user], request.k, catalog)

@@ -7,11 +7,11 @@ import pandas as pd
 
 from recnb import RecnbError
 from recnb import profile as profiles
-from recnb.artifacts import Reader, atomic_path, is_done
+from recnb.artifacts import Reader, atomic_path, is_done, read_manifest
 from recnb.catalog import Catalog
 from recnb.evaluation.protocol import evaluate_stored, score_texts, stored_requests
 from recnb.evaluation.statistics import comparisons
-from recnb.evaluation.tables import write_tables
+from recnb.evaluation.tables import table1, table6, table8, write_frame, write_tables
 from recnb.interactions import Histories
 from recnb.lm.generation import request_prompt
 
@@ -48,11 +48,31 @@ def write_results(answers, histories, catalog, profile, not_run, tables):
     return metrics, users, made
 
 
+def write_other_tables(profile, run_folder, tables):
+    """Tables 1, 6 and 8, general ability and TALLRec, from what the stages that are up to date have stored."""
+    run_folder, tables = Path(run_folder), Path(tables)
+    done = [stage for stage in profiles.STAGES if is_done(profile, stage, run_folder)]
+    numbers = {stage: read_manifest(run_folder / stage, stage)["numbers"] for stage in done}
+    text = {"dtype": str, "keep_default_na": False}
+    if "01_data" in done:
+        write_frame(table1(numbers["01_data"]), tables, "table1")
+    if "03_instructions" in done:
+        write_frame(table8(numbers["03_instructions"]["counts"]).rename_axis("task").reset_index(), tables, "table8")
+    if "07_case_studies" in done:
+        write_frame(table6(pd.read_csv(run_folder / "07_case_studies" / "cases.csv", **text)), tables, "table6")
+    if "08_tallrec" in done:
+        write_frame(pd.read_csv(run_folder / "08_tallrec" / "table.csv", **text), tables, "tallrec")
+    if "09_general_ability" in done:
+        write_frame(pd.read_csv(run_folder / "09_general_ability" / "table.csv", **text), tables, "general")
+
+
 def evaluate_run(run_folder, tables):
-    """The tables of a run from its stored answers, byte for byte those of its notebook."""
+    """All tables of a run from its stored answers and numbers, byte for byte those of its notebooks and report."""
     profile, catalog, histories, answers = _open(run_folder)
     not_run = json.loads((answers.parent.parent / "not_run.json").read_text(encoding="utf-8"))
-    return write_results(answers, histories, catalog, profile, not_run, Path(tables))
+    results = write_results(answers, histories, catalog, profile, not_run, Path(tables))
+    write_other_tables(profile, run_folder, tables)
+    return results
 
 
 def _requests(run_folder):

@@ -1,4 +1,4 @@
-"""Tables 2 to 5 and 7 laid out as the paper's: our rows with intervals, the paper's reported rows beside them."""
+"""The tables laid out as the paper's: our rows with intervals, the paper's reported rows beside them; in four formats."""
 
 import html
 from functools import lru_cache
@@ -15,15 +15,20 @@ LAYOUT = {
     "table2": [("I0", m) for m in ("HR@10", "NDCG@10", "HR@5", "NDCG@5")],
     "table3": [(t, m) for t in ("I1+", "I1-") for m in ("HR@10", "NDCG@10", "TCP")],
     "table4": [(t, m) for t in ("I2<=20", "I2~30", "I2>=30") for m in ("HR@10", "NDCG@10", "CPA")],
-    "table5": [("format", m) for m in ("CorrectCount", "RepeatItem", "NonExist", "InHistory", "Seen")],
+    "table5": [("format", m) for m in ("CorrectCount", "RepeatItem", "NonExist", "InHistory", "Seen", "HR@K", "NDCG@K")],
     "table7": [(t, m) for t, own in CONTROLLED for m in ("HR@10", *own)],
 }
 TITLES = {
+    "table1": "Table 1: the data",
     "table2": "Table 2: sequential recommendation (I0)",
     "table3": "Table 3: category control (I1); TCP in % (without control)",
     "table4": "Table 4: category proportion control (I2); CPA in % (without control)",
-    "table5": "Table 5: formatting quality at k = 11 to 15, in %",
+    "table5": "Table 5: formatting quality at k = 11 to 15, in %, with K = k",
+    "general": "Table 5, continued: general ability; perplexity on unseen conversations, MMLU and GSM8K in %",
+    "table6": "Table 6: single answers",
     "table7": "Table 7: two controls at once, never met in training; in % (without control). The last three pairs are ours",
+    "table8": "Table 8: instructions of each task",
+    "tallrec": "TALLRec: AUC in % after K examples, mean ± standard deviation over draws",
 }
 LESS_IS_BETTER = {("I1-", "TCP"), ("format", "RepeatItem"), ("format", "NonExist"), ("format", "InHistory"), ("format", "Seen"),
                   ("I2<=20&I1-", "TC2P"), ("I2~30&I1-", "TC2P")}  # fmt: skip
@@ -111,7 +116,7 @@ def _number(value, metric):
 
 
 def write_tables(metrics, folder):
-    """Write ``metrics.csv`` and each table as CSV, Markdown, LaTeX and HTML into a folder.
+    """Write ``metrics.csv`` and each table of ``LAYOUT`` as CSV, Markdown, LaTeX and HTML into a folder.
 
     Returns:
         ``{name: DataFrame}``, the tables without marks.
@@ -120,38 +125,78 @@ def write_tables(metrics, folder):
     metrics.to_csv(folder / "metrics.csv", index=False, float_format="%.6f")
     tables = {name: layout(metrics, name) for name in LAYOUT}
     for name, table in tables.items():
-        table.to_csv(folder / f"{name}.csv", index=False)
-        for suffix, language in (("md", "markdown"), ("tex", "latex"), ("html", "html")):
-            with atomic_path(folder / f"{name}.{suffix}") as temporary:
-                temporary.write_text(rendered(metrics, name, language), encoding="utf-8")
+        marked = {language: layout(metrics, name, language) for language in MARKS}
+        marked["html"]["note"] = marked["html"]["note"].map(html.escape)
+        _write(table, folder, name, {language: _text(cells, name, language) for language, cells in marked.items()})
     return tables
 
 
-def rendered(metrics, table, language):
-    """One table, best and runner-up marked, as "markdown", "latex" or "html" text."""
-    if language == "latex":  # marks are LaTeX already, everything else must be escaped
-        frame = layout(metrics, table, "latex").rename(columns=_latex).map(_latex)
-        return frame.to_latex(index=False, escape=False, caption=_latex(TITLES[table]), label=f"tab:{table}")
-    frame = layout(metrics, table, language)
+def write_frame(frame, folder, name):
+    """Write a table of plain text cells as CSV, Markdown, LaTeX and HTML."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = frame.fillna("").astype(str)
+    escaped = {"markdown": frame.map(lambda cell: cell.replace("|", "\\|").replace("\n", " ")), "latex": frame,
+               "html": frame.map(html.escape)}  # fmt: skip
+    _write(frame, folder, name, {language: _text(cells, name, language) for language, cells in escaped.items()})
+
+
+def _write(frame, folder, name, texts):
+    frame.to_csv(folder / f"{name}.csv", index=False)
+    for suffix, language in (("md", "markdown"), ("tex", "latex"), ("html", "html")):
+        with atomic_path(folder / f"{name}.{suffix}") as temporary:
+            temporary.write_text(texts[language], encoding="utf-8")
+
+
+def _text(frame, name, language):
+    """A table whose cells are text of that language (but for LaTeX's special characters) as one whole."""
+    if language == "latex":
+        cells = frame.rename(columns=_latex).map(_latex)
+        return cells.to_latex(index=False, escape=False, caption=_latex(TITLES[name]), label=f"tab:{name}")
     if language == "markdown":
-        return f"{TITLES[table]}\n\n{frame.to_markdown(index=False, disable_numparse=True)}\n"
-    escaped = frame.assign(note=frame["note"].map(html.escape)).rename(columns=html.escape)
-    return escaped.to_html(index=False, border=0, escape=False)
+        return f"{TITLES[name]}\n\n{frame.to_markdown(index=False, disable_numparse=True)}\n"
+    return frame.rename(columns=html.escape).to_html(index=False, border=0, escape=False)
 
 
 def _latex(text):
-    for sign in "%&#_":
+    for sign in "%&#_$":
         text = text.replace(sign, "\\" + sign)
-    return text.replace("~", "$\\approx$").replace("<=", "$\\leq$").replace(">=", "$\\geq$").replace("¬", "$\\neg$")
+    signs = {"~": "$\\approx$", "<=": "$\\leq$", ">=": "$\\geq$", "¬": "$\\neg$", "±": "$\\pm$", "^": "\\^{}"}
+    for sign, latex in signs.items():
+        text = text.replace(sign, latex)
+    return text
+
+
+def table1(numbers):
+    """Users, items, interactions and sparsity of this run's data beside the paper's two datasets.
+
+    Args:
+        numbers: from ``recnb.interactions.statistics``.
+    """
+    paper = reported()["table1"]
+    rows = [("this run", *(numbers[column] for column in paper["columns"]))]
+    rows += [(f"{dataset} (paper)", *paper[dataset]) for dataset in ("Movie", "Steam")]
+    frame = pd.DataFrame(rows, columns=["dataset", *paper["columns"]])
+    counts = {column: frame[column].map("{:,}".format) for column in ("users", "items", "interactions")}
+    return frame.assign(**counts, sparsity=frame["sparsity"].map("{:.2%}".format))
+
+
+def table6(cases):
+    """Each system's list in the case studies as text, marks in brackets.
+
+    Args:
+        cases: DataFrame case, wish, system, place, title, mark (``cases.case_rows``).
+    """
+    rows = []
+    for (_, wish, system), group in cases.groupby(["case", "wish", "system"], sort=False):
+        lines = [f"{r.place}. {r.title}" + (f" [{r.mark}]" if r.mark else "") for r in group.itertuples()]
+        rows.append((wish, system, "; ".join(lines)))
+    return pd.DataFrame(rows, columns=["wish", "system", "answer"])
 
 
 def table8(counts):
     """Counts of each instruction type beside the paper's Table 8."""
-    paper = {
-        "Movie": {"I0": 13218, "I1+": 6609, "I1-": 6609, "I2<=": 4406, "I2>=": 4406, "I2~": 4406, "I3": 18744, "I4": 29199},
-        "Steam": {"I0": 12658, "I1+": 6329, "I1-": 6329, "I2<=": 4219, "I2>=": 4219, "I2~": 4220, "I3": 8572, "I4": 23273},
-    }
-    table = pd.DataFrame({"this run": counts, "paper, Movie": paper["Movie"], "paper, Steam": paper["Steam"]})
-    table = table.reindex(list(paper["Movie"])).fillna(0).astype(int)
+    paper = reported()["table8"]
+    columns = {"this run": counts} | {f"paper, {d}": dict(zip(paper["columns"], paper[d], strict=True)) for d in ("Movie", "Steam")}
+    table = pd.DataFrame(columns).reindex(paper["columns"]).fillna(0).astype(int)
     table.loc["ALL"] = table.sum()
     return table

@@ -52,6 +52,12 @@ class CatalogAutomaton:
         self.children = children
         self.child_tokens = [np.fromiter(c.keys(), dtype=np.int64, count=len(c)) for c in children]
         self.child_nodes = [np.fromiter(c.values(), dtype=np.int64, count=len(c)) for c in children]
+        # What follows a node without a fork or an end in between: the tokens, and the node after them.
+        self.ahead, self.after = [()] * len(children), list(range(len(children)))
+        for node in reversed(range(1, len(children))):
+            if len(children[node]) == 1 and not self.item_at[node]:
+                ((token, child),) = children[node].items()
+                self.ahead[node], self.after[node] = (token, *self.ahead[child]), self.after[child]
         self.total = np.zeros(len(children), dtype=np.int32)
         for path in self.paths[1:]:
             self.total[path] += 1
@@ -142,6 +148,8 @@ class RowState:
         if tokens:
             return tokens
         while True:
+            tokens += self.a.ahead[node]
+            node = self.a.after[node]
             nodes = self.a.child_nodes[node]
             open_ = np.flatnonzero(self.left[nodes] > 0)
             complete = self._complete(node)

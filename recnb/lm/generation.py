@@ -6,41 +6,12 @@ guesses, checked against what the model then chooses itself, so that the answer 
 """
 
 import torch
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 
 from recnb import RecnbError
 from recnb.instructions.templates import render
+from recnb.lm.cache import RaggedCache, feed
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.parsing import parse
-
-
-class GrowingLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer with room to spare: a step writes its own places and copies no others."""
-
-    block = 64
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        """Store new states [B, H, m, d] and return all so far, as views."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.used = 0
-            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        start, self.used = self.used, self.used + key_states.shape[2]
-        if self.used > self.keys.shape[2]:
-            self.keys, self.values = self._grown(self.keys, start), self._grown(self.values, start)
-        self.keys[:, :, start : self.used] = key_states
-        self.values[:, :, start : self.used] = value_states
-        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
-
-    def _grown(self, states, used):
-        room = states.new_empty(*states.shape[:2], self.used + self.block, states.shape[3])
-        room[:, :, :used] = states[:, :, :used]
-        return room
-
-    def get_seq_length(self):
-        """Places in use."""
-        return self.used if self.is_initialized else 0
 
 
 class Draft:
@@ -82,71 +53,55 @@ def decode(model, codec, prompts, max_new, temperature=0.0, generator=None, stat
         max_new: most new tokens.
         temperature: 0 = the most probable token; otherwise sampling from the whole distribution.
         generator: torch generator for sampling.
-        states: one automaton state a row (``CatalogAutomaton.start``), or None for free decoding.
-        drafts: one ``Draft`` a row to speed free decoding up, or None.
+        states: for each row an automaton state (``CatalogAutomaton.start``) or None, free decoding; None = all free.
+        drafts: for each row a ``Draft`` or None, to speed free decoding up; None = none.
 
     Returns:
         Lists of new token ids, the end token included where it came.
     """
-    distinct = list(dict.fromkeys(map(tuple, prompts)))
-    length = max(map(len, distinct))
-    fed = [[codec.pad] * (length - len(p)) + list(p) for p in distinct]
-    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in distinct], device=model.device)
-    cache = Cache(layers=[GrowingLayer() for _ in range(model.config.num_hidden_layers)])
-    logits = model(input_ids=torch.tensor(fed, device=model.device), attention_mask=mask, use_cache=True, logits_to_keep=1,
-                   position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache).logits  # fmt: skip
-    number = {prompt: place for place, prompt in enumerate(distinct)}
-    copies = torch.tensor([number[tuple(p)] for p in prompts], device=model.device)
-    logits, mask = logits[copies], mask[copies]
-    cache.batch_select_indices(copies)
-
-    answers, running = [[] for _ in prompts], list(range(len(prompts)))
+    cache, logits = _read(model, prompts)
+    answers = [[] for _ in prompts]
+    running = slots = starts = list(range(len(prompts)))  # the rows not yet done, where the cache and the logits have them
     # The tokens fed last, and how many of them are certain: the others are guesses.
     fed, sure = [[prompt[-1]] for prompt in prompts], [1] * len(prompts)
     while True:
-        chosen = _choose(logits, fed, sure, temperature, generator, codec.eos, states and [states[i] for i in running])
-        right = torch.tensor([n + len(tokens) - 1 for n, tokens in zip(sure, chosen, strict=True)], device=model.device)
-        width = max(map(len, fed))
-        mask[:, -width:] *= torch.arange(width, device=model.device) < right[:, None]  # a wrong guess is never looked at again
+        chosen = _choose(logits, starts, fed, sure, temperature, generator, codec.eos, states and [states[i] for i in running])
+        for slot, tokens, n, new in zip(slots, fed, sure, chosen, strict=True):
+            if wrong := len(tokens) + 1 - n - len(new):
+                cache.length[slot] -= wrong  # wrong guesses are forgotten
         left = []
         for place, (row, tokens) in enumerate(zip(running, chosen, strict=True)):
-            if codec.eos in answers[row] or len(answers[row]) >= max_new:
-                fed[place], sure[place] = [codec.pad], 1
-                continue
             fed[place], sure[place] = _next_tokens(tokens, states and states[row], drafts and drafts[row])
             answers[row] += [*tokens[:-1], *fed[place][: sure[place]]]
             if codec.eos not in answers[row] and len(answers[row]) < max_new:
                 left.append(place)
         if not left:
             return [answer[:max_new] for answer in answers]
-        if len(left) <= 0.8 * len(running):  # else rows that are done run along, which costs less than moving the others
-            kept = torch.tensor(left, device=model.device)
-            mask, running = mask[kept], [running[i] for i in left]
-            fed, sure = [fed[i] for i in left], [sure[i] for i in left]
-            cache.batch_select_indices(kept)
-        width = max(map(len, fed))
-        ids = torch.tensor([row + [codec.pad] * (width - len(row)) for row in fed], device=model.device)
-        real = torch.arange(width, device=model.device) < torch.tensor([len(row) for row in fed], device=model.device)[:, None]
-        positions = mask.sum(1, keepdim=True) + torch.arange(width, device=model.device)
-        mask = torch.cat([mask, real.to(mask.dtype)], 1)
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-                       logits_to_keep=width - min(sure) + 1).logits  # fmt: skip
+        running, slots, fed, sure = ([of[place] for place in left] for of in (running, slots, fed, sure))
+        if len(slots) <= 0.8 * len(cache.length):  # else the rows that are done stay: they cost little, moving all others more
+            cache.select(torch.tensor(slots, device=model.device))
+            slots = list(range(len(slots)))
+        rows, keep = [[] for _ in cache.length], [0] * len(cache.length)
+        for slot, tokens, n in zip(slots, fed, sure, strict=True):
+            rows[slot], keep[slot] = tokens, len(tokens) - n + 1
+        logits, begin = feed(model, cache, rows, keep)
+        starts = [begin[slot] for slot in slots]
 
 
-def _choose(logits, fed, sure, temperature, generator, eos, states):
+def _choose(logits, starts, fed, sure, temperature, generator, eos, states):
     """The tokens each row goes on with: as many as its guesses were right, and one more.
 
     Args:
-        logits: [B, m, V] after the last m places fed.
-        fed: tokens fed, a list a row; shorter rows were padded on the right.
+        logits: [R, V] after the last certain token of each row and after each guess.
+        starts: where each row's logits begin.
+        fed: tokens fed, a list a row.
         sure: how many of them are certain.
         states: automaton states, or None.
     """
-    skipped = max(map(len, fed)) - logits.shape[1]
     chosen, rows = [[] for _ in fed], list(range(len(fed)))
     while rows:
-        scores = logits[rows, [sure[i] + len(chosen[i]) - 1 - skipped for i in rows]].float()
-        if states:
+        scores = logits[[starts[i] + len(chosen[i]) for i in rows]].float()
+        if states and any(states):
             scores = _masked(scores, [states[i] for i in rows])
         if temperature:
             tokens = torch.multinomial(torch.softmax(scores / temperature, -1), 1, generator=generator)[:, 0]
@@ -180,9 +135,67 @@ def _next_tokens(tokens, state, draft):
 def _masked(logits, states):
     masked = torch.full_like(logits, float("-inf"))
     for row, state in enumerate(states):
-        allowed = torch.from_numpy(state.allowed()).to(logits.device)
+        allowed = slice(None) if state is None else torch.from_numpy(state.allowed()).to(logits.device)
         masked[row, allowed] = logits[row, allowed]
     return masked
+
+
+@torch.no_grad()
+def beam_search(model, codec, prompts, beams, max_new):
+    """The most probable answers by beam search, without a bonus for length.
+
+    Each prompt is read once and its cache copied to the beams; transformers' beam search reads it once a beam.
+
+    Args:
+        prompts: P lists of token ids.
+        beams: answers wanted for each prompt.
+        max_new: most new tokens; an answer still open then is returned as it is.
+
+    Returns:
+        For each prompt, ``beams`` lists of token ids, the most probable first.
+    """
+    cache, logits = _read(model, prompts)
+    count, never = len(prompts), torch.tensor(float("-inf"), device=model.device)
+    first = torch.arange(count, device=model.device)[:, None]
+    open_scores, open_ = torch.zeros(count, 1, device=model.device), torch.zeros(count, 1, 0, dtype=torch.long, device=model.device)
+    done_scores = never.expand(count, beams)
+    done = torch.full((count, beams, 0), codec.pad, device=model.device)
+    for step in range(max_new):
+        total = open_scores[:, :, None] + torch.log_softmax(logits.float(), -1).view(*open_scores.shape, -1)
+        scores, best = total.flatten(1).topk(2 * beams)  # enough of them: each open answer can end in one way only
+        parent, token = best // total.shape[2], best % total.shape[2]
+        written = torch.cat([open_.gather(1, _like(parent, open_)), token[:, :, None]], 2)
+        ends = (token == codec.eos) | (step + 1 == max_new)
+        ranked = torch.arange(2 * beams, device=model.device) < beams  # an end counts if it is among the best
+        done_scores, kept = torch.cat([done_scores, torch.where(ends & ranked, scores, never)], 1).topk(beams)
+        done = torch.cat([torch.nn.functional.pad(done, (0, 1), value=codec.pad), written], 1)
+        done = done.gather(1, _like(kept, done))
+        open_scores, kept = torch.where(ends, never, scores).topk(beams)
+        if (open_scores[:, 0] <= done_scores[:, -1]).all():  # an open answer can only become less probable
+            break
+        open_, parent = written.gather(1, _like(kept, written)), parent.gather(1, kept)
+        cache.select((first * (len(cache.length) // count) + parent).flatten())
+        logits, _ = feed(model, cache, open_[:, :, -1].reshape(-1, 1).tolist(), [1] * (count * beams))
+    cut = lambda tokens: tokens[: tokens.index(codec.eos) + 1] if codec.eos in tokens else tokens  # noqa: E731
+    return [[cut(tokens) for tokens in group] for group in done.tolist()]
+
+
+def _like(index, table):
+    """An index [P, m] for ``table.gather(1, ...)`` with table [P, n, t]."""
+    return index[:, :, None].expand(-1, -1, table.shape[2])
+
+
+def _read(model, prompts):
+    """Cache and logits [B, V] after prompts; equal ones are read once."""
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    cache = RaggedCache(model.config.num_hidden_layers, model.device)
+    logits, _ = feed(model, cache, distinct, [1] * len(distinct))
+    if len(distinct) == len(prompts):
+        return cache, logits
+    number = {prompt: place for place, prompt in enumerate(distinct)}
+    copies = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=model.device)
+    cache.select(copies)
+    return cache, logits[copies]
 
 
 class LanguageModelRecommender:
@@ -202,32 +215,50 @@ class LanguageModelRecommender:
         self.model, self.codec, self.catalog, self.automaton = model, codec, catalog, automaton
         self.draft = None if automaton else drafting(codec, catalog)
         self.batch_size, self.seed, self.obey = batch_size, seed, obey
-        longest = codec.tokenizer([f"\n10. {t}" for t in catalog.titles[1:]], add_special_tokens=False)["input_ids"]
-        # An automaton's answer is always whole; a free one gets no more than 64 tokens a line.
-        self.per_line = tokens_per_title or min(10**6 if automaton else 64, max(len(ids) for ids in longest))
+        lines = codec.tokenizer([f"\n10. {t}" for t in catalog.titles[1:]], add_special_tokens=False)["input_ids"]
+        self.per_line = tokens_per_title or max(len(ids) for ids in lines)
 
     def recommend(self, requests, progress=lambda done, total: None):
         """Answer requests in batches of similar prompt length; the order of the answers is that of the requests."""
-        prompts = self.codec.prompts([request_prompt(r, self.catalog, self.seed) for r in requests])
-        order = sorted(range(len(requests)), key=lambda i: (requests[i].k, len(prompts[i])))
-        responses = [None] * len(requests)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            states = drafts = None
-            if self.automaton:
-                states = [self._state(requests[i]) for i in rows]
-            elif self.draft:
-                drafts = [self.draft(requests[i].k) for i in rows]
-            room = (max(requests[i].k for i in rows) + 1) * self.per_line + 1
-            answers = decode(self.model, self.codec, [prompts[i] for i in rows], room, states=states, drafts=drafts)
-            for i, tokens in zip(rows, answers, strict=True):
-                responses[i] = parse(self.codec.decode(tokens), self.catalog, len(tokens))
-            progress(min(start + self.batch_size, len(order)), len(order))
-        return responses
+        return recommend_together([self], requests, progress)[0]
+
+    def guides(self, requests):
+        """What leads the decoding of each request: ``(states, drafts)``, None where there is none."""
+        if self.automaton:
+            return [self._state(r) for r in requests], [None] * len(requests)
+        return [None] * len(requests), [self.draft and self.draft(r.k) for r in requests]
 
     def _state(self, request):
         needs = request.control.needs(request.k, self.catalog) if self.obey else ()
         return self.automaton.start(request.k, request.seen, needs)
+
+
+def recommend_together(recommenders, requests, progress=lambda done, total: None):
+    """The answers of one model decoding in several ways, each prompt read only once.
+
+    Args:
+        recommenders: ``LanguageModelRecommender``s of the same model and prompts; the first one's batch size counts.
+
+    Returns:
+        A list of ``Response`` for each recommender, in the order of the requests.
+    """
+    first = recommenders[0]
+    prompts = first.codec.prompts([request_prompt(r, first.catalog, first.seed) for r in requests])
+    order = sorted(range(len(requests)), key=lambda i: (requests[i].k, len(prompts[i])))
+    responses = [[None] * len(requests) for _ in recommenders]
+    for start in range(0, len(order), first.batch_size):
+        rows = order[start : start + first.batch_size]
+        guides = [recommender.guides([requests[i] for i in rows]) for recommender in recommenders]
+        states, drafts = (sum(parts, []) for parts in zip(*guides, strict=True))
+        room = (max(requests[i].k for i in rows) + 1) * max(r.per_line for r in recommenders) + 1
+        answers = iter(decode(first.model, first.codec, [prompts[i] for i in rows] * len(recommenders), room, states=states,
+                              drafts=drafts))  # fmt: skip
+        for answered in responses:
+            for i in rows:
+                tokens = next(answers)
+                answered[i] = parse(first.codec.decode(tokens), first.catalog, len(tokens))
+        progress(min(start + first.batch_size, len(order)), len(order))
+    return responses
 
 
 def request_prompt(request, catalog, seed):

@@ -40,14 +40,19 @@ def pack(ids, real):
 
 
 @contextmanager
-def packed_attention(model):
-    """Within it, the model's attention expects the arguments of ``pack``."""
+def using_attention(model, name):
+    """Within it, the model's attention is the one registered under this name, and expects that one's arguments."""
     before = model.config._attn_implementation
-    model.config._attn_implementation = "recnb_packed"
+    model.config._attn_implementation = name
     try:
         yield
     finally:
         model.config._attn_implementation = before
+
+
+def packed_attention(model):
+    """Within it, the model's attention expects the arguments of ``pack``."""
+    return using_attention(model, "recnb_packed")
 
 
 def next_logits(model, ids, real, keep):

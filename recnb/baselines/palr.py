@@ -1,0 +1,44 @@
+"""PALR (Chen 2023) as the paper compares with it: instructions answered by what the user really took next, no teacher.
+
+Two kinds of instruction, with and without candidates to choose from; the words are those of I0, so that PALR differs from
+our v1 in its labels alone.
+"""
+
+import numpy as np
+import pandas as pd
+
+from recnb import RecnbError
+from recnb.controls import NoControl
+from recnb.instructions.templates import numbered, render
+
+
+def samples(histories, catalog, count, knobs, data_knobs, seed):
+    """PALR's training set.
+
+    Args:
+        count: number of samples.
+        knobs: the ``instructions`` section of a profile, for k_max, candidates and candidate_share.
+
+    Returns:
+        DataFrame prompt, completion. A list is as long as the user's training history allows, at most k_max.
+
+    Raises:
+        RecnbError: no user has two training interactions.
+    """
+    rng = np.random.default_rng([seed, 114])
+    users = [u for u in range(len(histories)) if len(histories.train(u)) >= 2]
+    if not users:
+        raise RecnbError("no user has two training interactions: PALR has nothing to learn from")
+    rows = []
+    for user in rng.choice(users, size=count):
+        items = histories.train(user)
+        place = int(rng.integers(1, len(items)))
+        labels = items[place : place + int(rng.integers(1, knobs.k_max + 1))].tolist()
+        shown = items[max(0, place - data_knobs.history_length) : place].tolist()
+        candidates = None
+        if rng.random() < knobs.candidate_share:
+            others = np.setdiff1d(np.arange(1, len(catalog) + 1), items)
+            fill = rng.choice(others, size=min(len(others), max(knobs.candidates - len(labels), 0)), replace=False)
+            candidates = rng.permutation([*labels, *fill]).astype(int).tolist()
+        rows.append((render(NoControl(), shown, len(labels), catalog, rng, candidates), numbered(labels, catalog)))
+    return pd.DataFrame(rows, columns=["prompt", "completion"])

@@ -1,0 +1,122 @@
+"""Keys and values of a batch whose rows grow by different numbers of tokens, and forward passes over the new tokens alone.
+
+Each row's states lie without a gap, so a row that is fed fifteen forced tokens and a row that is fed one do not pad each
+other: projections, norms and activations work on the real tokens of all rows, end to end; only attention sees the rows side
+by side. Forgetting a wrong guess is setting a length back.
+"""
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from recnb import RecnbError
+from recnb.lm.packed import using_attention
+
+
+class RaggedCache:
+    """States of B rows.
+
+    Attributes:
+        length: int [B], tokens of each row so far.
+        keys, values: for each layer [B, H, room, d].
+    """
+
+    block = 64
+
+    def __init__(self, layers, device):
+        self.keys, self.values, self.length = [None] * layers, [None] * layers, None
+        self.device = device
+
+    def select(self, rows):
+        """Keep these rows, in this order; a row may come several times."""
+        self.keys, self.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
+        self.length = self.length[rows]
+
+    def open(self, counts):
+        """Note where the next tokens go: ``counts`` int [B], new tokens of each row."""
+        if self.length is None:
+            self.length = torch.zeros_like(counts)
+        self.width, self.end = int(counts.max()), int((self.length + counts).max())
+        self.row = torch.repeat_interleave(torch.arange(len(counts), device=self.device), counts)
+        first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        offset = torch.arange(len(self.row), device=self.device) - first
+        self.position = self.length[self.row] + offset
+        self.slot = self.row * self.width + offset
+        places = self.length[:, None] + torch.arange(self.width, device=self.device)
+        self.visible = (torch.arange(self.end, device=self.device) <= places[:, :, None])[:, None]  # [B, 1, width, end]
+
+    def write(self, layer, key, value):
+        """Store new states [H, T, d] and return all so far [B, H, end, d], as views."""
+        for states, new in ((self.keys, key), (self.values, value)):
+            if states[layer] is None or states[layer].shape[2] < self.end:
+                states[layer] = self._grown(states[layer], new)
+            states[layer][self.row, :, self.position] = new.transpose(0, 1)
+        return self.keys[layer][:, :, : self.end], self.values[layer][:, :, : self.end]
+
+    def _grown(self, old, new):
+        room = new.new_zeros(len(self.length), new.shape[0], self.end + self.block, new.shape[2])
+        if old is not None:
+            room[:, :, : old.shape[2]] = old
+        return room
+
+
+def feed(model, cache, rows, keep):
+    """One pass over new tokens.
+
+    Args:
+        model: a causal language model of transformers.
+        cache: ``RaggedCache``, changed in place.
+        rows: a list of new token ids for each row; it may be empty.
+        keep: how many of the last new places of each row shall get logits.
+
+    Returns:
+        ``(logits, starts)``: [R, V] of all kept places, row after row, and where each row's begin.
+    """
+    counts = torch.tensor([len(row) for row in rows], device=cache.device)
+    cache.open(counts)
+    ends = counts.cumsum(0).tolist()
+    kept = [place for end, m in zip(ends, keep, strict=True) for place in range(end - m, end)]
+    starts, total = [], 0
+    for m in keep:
+        starts.append(total)
+        total += m
+    ids = torch.tensor([[token for row in rows for token in row]], device=cache.device)
+    with using_attention(model, "recnb_cached"):
+        logits = model(input_ids=ids, position_ids=cache.position[None], use_cache=False, cache=cache,
+                       logits_to_keep=torch.tensor(kept, device=cache.device)).logits[0]  # fmt: skip
+    cache.length = cache.length + counts
+    return logits, starts
+
+
+def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, cache=None, sliding_window=None, softcap=None,
+           s_aux=None, **unused):  # fmt: skip
+    """Causal attention over a ``RaggedCache``: query, key, value [1, heads, T, d] -> [1, T, heads, d].
+
+    Raises:
+        RecnbError: the model's attention is more than plain causal attention.
+    """
+    if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < cache.end):
+        raise RecnbError(
+            "this model's attention (soft cap, sinks or a sliding window) cannot be decoded here: take a Llama-like one"
+        )
+    keys, values = cache.write(module.layer_idx, key[0], value[0])
+    rows, heads, groups = len(cache.length), key.shape[1], query.shape[1] // key.shape[1]
+    new = query[0].transpose(0, 1)  # [T, heads, d]
+    if len(new) == rows * cache.width:
+        padded = new
+    else:
+        padded = new.new_zeros(rows * cache.width, *new.shape[1:]).index_copy(0, cache.slot, new)
+    padded = padded.view(rows, cache.width, heads, groups, -1).permute(0, 2, 3, 1, 4)
+    if query.is_cuda:
+        mixed = F.scaled_dot_product_attention(padded.flatten(1, 2), keys, values, attn_mask=cache.visible, scale=scaling,
+                                               enable_gqa=groups > 1).unflatten(1, (heads, groups))  # fmt: skip
+    else:
+        scores = ((padded * scaling).reshape(rows, heads, groups * cache.width, -1) @ keys.transpose(2, 3))
+        scores = scores.view(rows, heads, groups, cache.width, -1).masked_fill(~cache.visible[:, :, None], float("-inf"))
+        mixed = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype).flatten(2, 3) @ values
+        mixed = mixed.view(rows, heads, groups, cache.width, -1)
+    out = mixed.permute(0, 3, 1, 2, 4).reshape(rows * cache.width, heads * groups, -1)
+    return (out if len(new) == rows * cache.width else out[cache.slot])[None], None
+
+
+AttentionInterface.register("recnb_cached", attend)

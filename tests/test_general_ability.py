@@ -1,0 +1,127 @@
+import csv
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from recnb import RecnbError
+from recnb.evaluation import general_ability
+from recnb.evaluation.general_ability import heldout_chat, share_of_chat
+from recnb.profile import GeneralAbility, load
+
+PAIRS = [("How are you today?", "I am fine."), ("Two and two?", "Four, of course, as always."), ("Well?", "Yes.")]
+
+
+def test_chat_losses_against_transformers(language_model):
+    model, codec = language_model
+    losses, tokens = general_ability.chat_losses(model, codec, PAIRS, batch_size=2)
+    for row, (prompt, answer) in enumerate(PAIRS):
+        question, reply = codec.prompt(prompt), codec.answer(answer)
+        ids = torch.tensor([question + reply])
+        labels = torch.tensor([[-100] * len(question) + reply])
+        with torch.no_grad():
+            expected = model(input_ids=ids, labels=labels).loss.item()
+        assert tokens[row] == len(reply) and losses[row] / tokens[row] == pytest.approx(expected, rel=1e-5)
+    cut, left = general_ability.chat_losses(model, codec, PAIRS[1:2], max_tokens=len(codec.prompt(PAIRS[1][0])) + 2)
+    assert left[0] == 2 and cut[0] < losses[1]
+
+
+def test_perplexity_by_hand():
+    losses, tokens = np.array([np.log(2) * 3, np.log(8)]), np.array([3.0, 1.0])
+    value, low, high = general_ability.perplexity(losses, tokens, 500, 0)
+    assert value == pytest.approx(2**1.5) and low == pytest.approx(2) and high == pytest.approx(8)
+
+
+def test_unseen_conversations_are_unseen():
+    train = pd.DataFrame([("What is 1 plus 1?", "1 plus 1 is 2.")], columns=["prompt", "completion"])
+    pairs = heldout_chat(train, "synthetic", 100, 60, 0)
+    assert len(set(pairs)) == len(pairs) > 20 and ("What is 1 plus 1?", "1 plus 1 is 2.") not in pairs
+    with pytest.raises(RecnbError, match="no conversation is left"):
+        heldout_chat(pd.DataFrame(pairs * 3 + heldout_chat(train, "synthetic", 100, 10_000, 0) + [train.loc[0]],
+                                  columns=["prompt", "completion"]), "synthetic", 100, 1, 0)  # fmt: skip
+
+
+def test_share_of_chat():
+    frame = pd.DataFrame({"task": ["I4"] * 5 + ["I0"] * 50, "prompt": range(55)})
+    for share in (0, 0.1, 0.5):
+        small = share_of_chat(frame, share, 40, 0)
+        assert len(small) == 40 and (small["task"] == "I4").sum() == 40 * share
+        lists = small[small["task"] == "I0"]["prompt"]
+        assert lists.is_unique
+    with pytest.raises(RecnbError, match="chat_share left none"):
+        share_of_chat(frame[5:], 0.5, 10, 0)
+
+
+@pytest.fixture
+def local(tmp_path):
+    """MMLU and GSM8K in their authors' formats, two subjects and three sums."""
+    for split in ("dev", "test"):
+        (tmp_path / "mmlu" / split).mkdir(parents=True)
+        for subject, head, answers in (("anatomy", False, "ABCDA"), ("world_religions", True, "01230")):
+            with open(tmp_path / "mmlu" / split / f"{subject}_{split}.csv", "w", newline="") as file:
+                rows = [[f"Question {n}, with a comma?", *"wxyz", answer] for n, answer in enumerate(answers)]
+                csv.writer(file).writerows([["question", "choice0", "choice1", "choice2", "choice3", "answer"]] * head + rows)
+    (tmp_path / "gsm8k").mkdir()
+    rows = [{"question": f"{n} and 1?", "answer": f"Add.\n#### {n + 1}"} for n in range(3)]
+    (tmp_path / "gsm8k" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def test_the_harness_on_local_files(local, language_model):
+    """The share of right answers is the harness's; here it must be the one that the model's own logits give."""
+    model, codec = language_model
+    found, why = general_ability.mmlu_gsm8k(model, codec, GeneralAbility(data=str(local), batch_size=2), 0)
+    assert why == "" and found["questions"] == 13 and found["GSM8K"] == 0.0
+    assert found["MMLU"] * 10 == pytest.approx(round(found["MMLU"] * 10)) and 0 <= found["MMLU"] <= 1
+    fewer, _ = general_ability.mmlu_gsm8k(model, codec, GeneralAbility(data=str(local), limit=1), 0)
+    assert fewer["questions"] == 3
+    subjects = general_ability.read_mmlu(local / "mmlu")
+    assert subjects["anatomy"]["test"]["answer"] == subjects["world_religions"]["test"]["answer"] == [0, 1, 2, 3, 0]
+
+
+def test_no_data_says_so(language_model, monkeypatch):
+    assert general_ability.mmlu_gsm8k(*language_model, GeneralAbility(), 0) == ({}, "not run: no data named (general_ability.data)")
+
+    def unreachable(*arguments, **settings):
+        raise ConnectionError("Couldn't reach 'cais/mmlu' on the Hub")
+
+    monkeypatch.setattr(general_ability.lm_eval, "simple_evaluate", unreachable)
+    found, why = general_ability.mmlu_gsm8k(*language_model, GeneralAbility(data="hub"), 0)
+    assert found == {} and why.startswith("not run: ConnectionError: Couldn't reach")
+
+
+@pytest.mark.parametrize("file, text, message", [
+    ("mmlu/test/anatomy_test.csv", "Only,three,cells\n", "anatomy_test.csv, row 1: expected question"),
+    ("mmlu/dev/anatomy_dev.csv", "q,a,b,c,d,A\nq,a,b,c,d,E\n", "anatomy_dev.csv, row 2"),
+    ("gsm8k/test.jsonl", '{"question": "1?", "answer": "1"}\n{"question": 1\n', "test.jsonl, line 2"),
+])  # fmt: skip
+def test_damaged_files_name_their_row(local, file, text, message):
+    (local / file).write_text(text)
+    with pytest.raises(RecnbError, match=message):
+        general_ability.harness_tasks(str(local))
+
+
+def test_missing_files_are_named(local, tmp_path):
+    (local / "mmlu" / "dev" / "anatomy_dev.csv").unlink()
+    with pytest.raises(RecnbError, match="anatomy_dev.csv cannot be read"):
+        general_ability.harness_tasks(str(local))
+    with pytest.raises(RecnbError, match="has no <subject>_test.csv"):
+        general_ability.read_mmlu(tmp_path / "nowhere")
+
+
+def test_table_has_the_papers_rows_and_a_reason_for_each_gap():
+    row = {"system": "base", "perplexity": 9.0, "low": 8.0, "high": 10.0, "note": "not run: no data"}
+    table = general_ability.table([row, row | {"system": "full", "MMLU": 0.455, "note": ""}]).set_index("system")
+    assert table.loc["base", "MMLU"] == "" and table.loc["base", "note"] == "not run: no data"
+    assert table.loc["full", "MMLU"] == "45.50" and table.loc["base", "chat perplexity"] == "9.00 [8.00, 10.00]"
+    assert table.loc["full (paper)", "GSM8K"].tolist() == ["17.82", "21.23"]
+    assert table.loc["InstructRec (paper)", "note"].str.startswith("the paper has none").all()
+
+
+def test_shares_are_checked():
+    with pytest.raises(RecnbError, match="general_ability.shares"):
+        load("smoke", {"general_ability.shares": [0.5, 1.0]})
+    with pytest.raises(RecnbError, match="must be different"):
+        load("smoke", {"seeds": [1, 1]})
