@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 .PHONY: reproduce test nightly bench lab clean setup
 
-## The main job: set-up, then eight notebooks on MovieLens-100K and a report.
+## The main job: set-up, then nine notebooks on MovieLens-100K and a report.
 reproduce: setup
 	$(BIN)/recnb run laptop
 	@echo "open papermill_runs/laptop/report.html"

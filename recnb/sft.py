@@ -80,10 +80,9 @@ class CompletionTrainer(AveragedGradients, SFTTrainer):
         keep = torch.zeros_like(real)
         keep[:, :-1] = labels[:, 1:].ne(-100)
         logits = next_logits(self.accelerator.unwrap_model(model), inputs["input_ids"], real, keep)
-        log_probs = torch.log_softmax(logits, -1)
         places = keep.nonzero() + torch.tensor([0, 1], device=keep.device)
         is_title = self.is_title if model.training else None
-        loss = next_token_loss(log_probs, inputs["input_ids"], places, is_title, self.repeat_weight)
+        loss = next_token_loss(logits, inputs["input_ids"], places, is_title, self.repeat_weight)
         return (loss, {"logits": logits}) if return_outputs else loss
 
 

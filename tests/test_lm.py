@@ -14,7 +14,7 @@ from recnb.instructions.templates import numbered
 from recnb.lm.base import base_loss, train_base
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.generation import Draft, LanguageModelRecommender, beam_search, decode, recommend_together
-from recnb.lm.losses import repeated_mass, unlikelihood
+from recnb.lm.losses import chosen_and_entropy, next_token_loss
 from recnb.lm.packed import next_logits
 from recnb.lm.parsing import parse, titles_of
 from recnb.lm.text import Codec
@@ -283,20 +283,44 @@ def test_recommender_keeps_the_order_of_requests(language_model, world):
         assert answer.items == alone.items and len(answer.items) == request.k
 
 
-@given(st.integers(0, 10**6))
-def test_repeated_mass_by_brute_force(seed):
+@given(st.integers(0, 10**6), st.booleans())
+def test_loss_and_gradient_against_the_definition(seed, certain):
+    """The term against repeats by brute force, the gradient by automatic differentiation; also where a repeat is certain."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary, samples, length = 9, 3, 12
     is_title = torch.rand(vocabulary, generator=generator) < 0.6
     ids = torch.randint(0, vocabulary, (samples, length), generator=generator)
-    places = torch.tensor([(s, t) for s in range(samples) for t in range(1, length) if is_title[ids[s, t]]]).reshape(-1, 2)
-    log_probs = torch.log_softmax(torch.randn(len(places), vocabulary, generator=generator), -1)
-    found = repeated_mass(log_probs, ids, places, is_title)
+    places = torch.tensor([(s, t) for s in range(samples) for t in range(1, length)])
+    logits = torch.randn(len(places), vocabulary, generator=generator, dtype=torch.float64) * (30 if certain else 1)
+    logits.requires_grad_()
+    log_probs = torch.log_softmax(logits, -1)
+    targets, terms = ids[places[:, 0], places[:, 1]], []
     for row, (s, t) in enumerate(places.tolist()):
-        before, after = set(ids[s, :t].tolist()), set(ids[s, t:].tolist())
-        banned = [token for token in before - after if is_title[token]]
-        assert abs(found[row].item() - sum(log_probs[row, token].exp().item() for token in banned)) < 1e-5
-    assert torch.isfinite(unlikelihood(torch.tensor([0.0, 1.0])))
+        if is_title[ids[s, t]]:
+            before, after = set(ids[s, :t].tolist()), set(ids[s, t:].tolist())
+            banned = [token for token in before - after if is_title[token]]
+            terms.append(-torch.log1p(-log_probs[row, banned].exp().sum().clamp(max=1 - 1e-4)))
+    expected = -log_probs[torch.arange(len(places)), targets].mean()
+    if terms:
+        expected = expected + 0.7 * torch.stack(terms).mean()
+    found = next_token_loss(logits, ids, places, is_title, 0.7)
+    slopes = [torch.autograd.grad(2 * loss, logits, retain_graph=True)[0] for loss in (expected, found)]
+    assert found.item() == pytest.approx(expected.item()) and torch.isfinite(found)
+    assert torch.allclose(*slopes, atol=1e-9)
+    plain = next_token_loss(logits, ids, places)
+    assert plain.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, targets).item())
+
+
+def test_log_probabilities_and_entropy_against_torch(rng):
+    logits = torch.tensor(rng.normal(0, 4, size=(20, 30)), requires_grad=True)
+    chosen, weights = torch.tensor(rng.integers(30, size=20)), torch.tensor(rng.normal(size=(2, 20)))
+    expected = torch.distributions.Categorical(logits=logits)
+    expected = (expected.log_prob(chosen), expected.entropy())
+    found = chosen_and_entropy(logits, chosen)
+    for a, b in zip(expected, found, strict=True):
+        assert torch.allclose(a, b)
+    slopes = [torch.autograd.grad((torch.stack(pair) * weights).sum(), logits)[0] for pair in (expected, found)]
+    assert torch.allclose(*slopes)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 20])

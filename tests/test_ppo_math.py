@@ -72,8 +72,7 @@ def test_losses_and_whitening_by_brute_force(seed):
         assert torch.allclose(scaled - scaled.mean(), white)
 
 
-def test_entropy_and_explained_variance():
-    assert torch.allclose(ppo_math.entropy(torch.zeros(2, 8)), torch.full((2,), 8.0).log())
+def test_explained_variance():
     mask, (returns, *_) = random_case(1)
     assert ppo_math.explained_variance(returns, returns, mask) == 1
     assert abs(ppo_math.explained_variance(torch.zeros_like(returns), returns, mask)) < 1e-9

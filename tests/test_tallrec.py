@@ -130,8 +130,9 @@ def test_few_shot_counts_and_table(language_model):
     results, _ = tallrec.few_shot(model, codec, (questions(40), questions(30), questions(31)), 12, knobs, 0)
     assert results.groupby("system").size().to_dict() == {
         "untuned": 1, "popularity": 4, "gru4rec": 4, "caser": 4, "sasrec": 4, "tallrec": 4}  # fmt: skip
-    table = tallrec.table({"movie": results}, reported()["tallrec"])
-    assert "±" in table.set_index("system").loc["tallrec", "8"] and "TALLRec (paper)" in set(table["system"])
+    table = tallrec.table({"movie": results}, {"book": "no books"}, reported()["tallrec"])
+    assert table[table["domain"] == "book"]["note"].iloc[0] == "not run: no books" and table["note"].ne("").all()
+    assert "±" in table[table["domain"] == "movie"].set_index("system").loc["tallrec", "8"] and "TALLRec (paper)" in set(table["system"])
     own_files, _ = tallrec.few_shot(model, codec, (questions(40), questions(30), questions(31)), 0, knobs, 0)
     assert set(own_files["system"]) == {"untuned", "tallrec"}
     with pytest.raises(RecnbError, match="99 examples asked for"):

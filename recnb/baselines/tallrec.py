@@ -366,6 +366,9 @@ def popularity_auc(examples, test):
     return float(roc_auc_score([one.label for one in test], [counts.get(one.target, 0) for one in test]))
 
 
+NOTES = {"untuned": "the model before any example", "tallrec, tuned on movies": "carried over after all its movie examples"}
+
+
 def few_shot(model, codec, parts, items, knobs, seed, progress=lambda done, of: None):
     """The whole comparison on one domain: every system at every K, over several draws of the K examples.
 
@@ -404,23 +407,30 @@ def few_shot(model, codec, parts, items, knobs, seed, progress=lambda done, of: 
     return pd.DataFrame(rows, columns=["system", "shots", "seed", "AUC"]), tuned
 
 
-def table(results, reported):
+def table(results, missing, reported):
     """Mean and standard deviation of the AUC over draws, in %, beside TALLRec's reported numbers.
 
     Args:
         results: ``{domain: DataFrame of few_shot}``.
+        missing: ``{domain: reason}`` of the domains that were not run.
         reported: the ``tallrec`` part of ``paper.yaml``.
+
+    Returns:
+        DataFrame system, domain, a column for each number of examples, note: why a row has empty cells.
     """
     rows = []
     for domain, frame in results.items():
         for system, group in frame.groupby("system", sort=False):
-            row = {"system": system, "domain": domain}
+            row = {"system": system, "domain": domain, "note": NOTES.get(system, "learns from examples: nothing at 0")}
             for shots, values in group.groupby("shots")["AUC"]:
                 spread = f" ± {100 * values.std():.2f}" if len(values) > 1 else ""
                 row[str(shots)] = f"{100 * values.mean():.2f}{spread}"
             rows.append(row)
+    rows += [{"system": "tallrec", "domain": domain, "note": f"not run: {reason}"} for domain, reason in missing.items()]
     for domain in ("movie", "book"):
         for system, numbers in reported[domain].items():
-            rows.append({"system": f"{system} (paper)", "domain": domain}
+            rows.append({"system": f"{system} (paper)", "domain": domain, "note": "reported, for these numbers of examples"}
                         | {str(k): f"{v:.2f}" for k, v in zip(reported["shots"], numbers, strict=True)})  # fmt: skip
-    return pd.DataFrame(rows).fillna("")
+    frame = pd.DataFrame(rows).fillna("")
+    shots = sorted((c for c in frame.columns if c.isdigit()), key=int)
+    return frame[["system", "domain", *shots, "note"]]

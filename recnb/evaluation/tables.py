@@ -78,7 +78,7 @@ def layout(metrics, table, marks=None):
             values = dict(zip(paper["columns"], numbers, strict=True))
             for task, metric in LAYOUT[table]:
                 row[f"{task} {metric}"] = _reported_cell(values.get(f"{task} {metric}"), metric)
-            rows.append(row | {"note": "reported"})
+            rows.append(row | {"note": "reported; empty where the paper has no such column" if "" in row.values() else "reported"})
     return pd.DataFrame(rows)
 
 

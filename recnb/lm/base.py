@@ -98,8 +98,8 @@ def base_loss(model, rows, pad, is_title, repeat_weight):
     """
     ids, real = side_by_side(rows, pad, model.device)
     keep = torch.cat([real[:, 1:], torch.zeros_like(real[:, :1])], 1)
-    log_probs = torch.log_softmax(next_logits(model, ids, real, keep), -1)
-    return next_token_loss(log_probs, ids, keep.nonzero() + torch.tensor([0, 1], device=model.device), is_title, repeat_weight)
+    logits = next_logits(model, ids, real, keep)
+    return next_token_loss(logits, ids, keep.nonzero() + torch.tensor([0, 1], device=model.device), is_title, repeat_weight)
 
 
 def title_vectors(model, titles, teacher):

@@ -122,12 +122,6 @@ def value_loss(values, old, returns, mask, clip, count=None):
     return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (near - returns) ** 2), mask, count)
 
 
-def entropy(logits):
-    """Entropy of the next-token distribution, logits [..., V] -> [...]."""
-    log_probs = torch.log_softmax(logits, -1)
-    return -(log_probs.exp() * log_probs).sum(-1)
-
-
 def explained_variance(values, returns, mask):
     """1 - Var(R - V) / Var(R) over the masked places: 1 = perfect critic, 0 = no better than the mean."""
 

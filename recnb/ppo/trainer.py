@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, GRPOTrainer
 
 from recnb.lm.generation import decode, drafting, request_prompt
+from recnb.lm.losses import chosen_and_entropy
 from recnb.lm.packed import next_logits, pack, packed_attention
 from recnb.lm.parsing import parse
 from recnb.ppo import ppo_math
@@ -99,7 +100,7 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
             model.train()
             batch = pad_batch(prompts, answers, self.codec.pad, model.device)
             with self.compute_loss_context_manager():  # the loss's own precision: the first ratio is exactly 1
-                log_probs, logits = self._log_probs(model, batch, "actor")
+                log_probs, entropy = self._log_probs(model, batch, "actor")
                 values = self._values(model, batch)
                 with model.disable_adapter():
                     reference, _ = self._log_probs(model, batch, None)
@@ -117,27 +118,30 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         kl = ppo_math.kl_penalty(log_probs, reference) * mask
         full = ppo_math.whiten(rewards - self.knobs.kl_weight * kl, mask, shift_mean=False, add=self._add)
         advantages, returns = ppo_math.gae(full, values * mask, mask, self.knobs.gamma, self.knobs.gae_lambda)
-        self._note(requests, responses, scores, rewards, kl, logits, values, returns, mask)
+        self._note(requests, responses, scores, rewards, kl, entropy, values, returns, mask)
         return batch | {"old_log_probs": log_probs, "old_values": values, "returns": returns,
                         "advantages": ppo_math.whiten(advantages, mask, add=self._add)}  # fmt: skip
 
     def _log_probs(self, model, batch, adapter):
-        """Log-probabilities [B, T] of the answers' tokens and, one row a token, the logits [R, V] at the sampling temperature."""
+        """Log-probabilities [B, T] of the answers' tokens and, one a token, the entropies [R], both at the sampling temperature."""
         if adapter:
             model.set_adapter(adapter)
             both_trainable(model)
         logits = next_logits(model, batch["ids"], batch["attention"].bool(), _before(batch)) / self.knobs.temperature
         chosen = batch["completion_ids"][batch["completion_mask"].bool()]
-        return _in_places(torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0], batch["completion_mask"]), logits
+        log_probs, entropy = chosen_and_entropy(logits, chosen)
+        return _in_places(log_probs, batch["completion_mask"]), entropy
 
     def _values(self, model, batch):
         """Critic's value [B, T] of the state before each token of the answer."""
         model.set_adapter("critic")
         both_trainable(model)
         inner, real, keep = model.get_base_model(), batch["attention"].bool(), _before(batch)
-        with packed_attention(inner):
+        # The wrapper that switches autocast on sits around the whole model; the critic runs on a part of it.
+        autocast = torch.autocast(batch["ids"].device.type, dtype=torch.bfloat16, enabled=self.args.bf16)
+        with autocast, packed_attention(inner):
             states = inner.model(**pack(batch["ids"], real), use_cache=False).last_hidden_state[0]
-        values = inner.v_head(states[keep[real]])[:, 0].float()
+        values = inner.v_head(states[keep[real]].float())[:, 0]
         model.set_adapter("actor")
         both_trainable(model)
         return _in_places(values, batch["completion_mask"])
@@ -149,19 +153,19 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
     def _compute_loss(self, model, inputs):
         knobs, mask = self.knobs, inputs["completion_mask"].float()
         inner = self.accelerator.unwrap_model(model)
-        log_probs, logits = self._log_probs(inner, inputs, "actor")
+        log_probs, entropy = self._log_probs(inner, inputs, "actor")
         values = self._values(inner, inputs)
         count = self._add(mask.sum()) / self.accelerator.num_processes
         old = inputs["old_log_probs"]
         policy, clipped = ppo_math.policy_loss(log_probs, old, inputs["advantages"], mask, knobs.clip, count)
         value = ppo_math.value_loss(values, inputs["old_values"], inputs["returns"], mask, knobs.clip, count)
-        spread = ppo_math.entropy(logits).sum() / count
+        spread = entropy.sum() / count
         notes = self._metrics["train"]
         for name, number in {"policy_loss": policy, "value_loss": value, "clipped": clipped}.items():
             notes[name].append(number.item())
         return policy + knobs.value_weight * value - knobs.entropy_weight * spread
 
-    def _note(self, requests, responses, scores, rewards, kl, logits, values, returns, mask):
+    def _note(self, requests, responses, scores, rewards, kl, entropy, values, returns, mask):
         """Numbers of one batch of answers, for the plots."""
         legal = [s.legal.mean() if len(s.legal) else 0.0 for s in scores]
         repeats = [1 - len(set(a.items)) / len(a.items) if a.items else 0.0 for a in responses]
@@ -177,7 +181,7 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
             "in_history": float(np.mean(history)),
             "correct_count": float(np.mean([len(a.items) == r.k for r, a in zip(requests, responses, strict=True)])),
             "kl": ((kl * mask).sum() / mask.sum()).item(),
-            "entropy": ppo_math.entropy(logits).mean().item(),
+            "entropy": entropy.mean().item(),
             "explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
         }
         for name, number in numbers.items():

@@ -37,6 +37,10 @@ def execute(stage, profile_path, run_folder):
     if missing:
         raise RecnbError(f"{source}: the parameters cell lacks {', '.join(sorted(missing))}")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # glibc gives large blocks back to the system at once and then pays for touching every page of the next one again;
+    # the kernel, a new process, keeps them instead: a fifth off an SL step (benchmarks/LOG.md). Ignored elsewhere.
+    for name, value in {"MMAP_THRESHOLD": 32 << 20, "TRIM_THRESHOLD": 4 << 30, "TOP_PAD": 256 << 20}.items():
+        os.environ.setdefault(f"MALLOC_{name}_", str(value))
     try:
         papermill.execute_notebook(source, target, parameters, progress_bar=False, cwd=str(root()), kernel_name="python3")
     except papermill.PapermillExecutionError as error:
