@@ -1,6 +1,6 @@
 """Our four engines beside what a user would otherwise pick, in one run on one machine; writes benchmarks/results.md.
 
-    make bench                       # everything; about half an hour on two cores
+    make bench                       # everything; about 40 minutes on two cores, half of them RecBole's one epoch
     python benchmarks/bench.py decode train   # some parts
 
 Trust the ratios, not the times. Pairs work on the same data with the same weights and take turns (but for the teachers, which
@@ -13,6 +13,7 @@ import copy
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from recnb import profile as profiles  # noqa: E402
 from recnb.artifacts import hardware  # noqa: E402
 from recnb.catalog import Catalog  # noqa: E402
 from recnb.instructions import synthesis  # noqa: E402
+from recnb.interactions import Histories  # noqa: E402
 from recnb.lm.constrained import CatalogAutomaton  # noqa: E402
 from recnb.lm.generation import decode  # noqa: E402
 from recnb.lm.loading import mini_model  # noqa: E402
@@ -111,6 +113,30 @@ def teacher(world, budget, peers):
          f"ours ends at validation {best['validation NDCG@10']:.3f}, test {test:.3f} after {total:.0f} s; RecBole 1.2.1 stands at "
          f"{reached['validation']:.3f}, {reached['test']:.3f} after {lines[-1]['seconds']:.0f} s, {len(lines)} epochs"),
     ]  # fmt: skip
+
+
+def scale(world, users=13_218, items=18_744, mean=56):
+    """The teacher at the size of the paper's Movie data, random log: an epoch with all users and with half of them."""
+    rng = np.random.default_rng(0)
+    weights = 1 / np.arange(1, items + 1) ** 0.6
+    lengths = np.clip(rng.lognormal(np.log(mean) - 0.5, 1.0, users).astype(int), 5, 1000)
+    drawn = [rng.choice(items, 2 * n, p=weights / weights.sum()) for n in lengths]
+    everybody = Histories([pd.unique(row)[:n] + 1 for row, n in zip(drawn, lengths, strict=True)])
+    knobs = world.profile.teacher.model_copy(update={"max_epochs": 1})
+    seconds, places = [], []
+    for part in (Histories(everybody.items[: users // 2]), everybody):
+        started = time.perf_counter()
+        trained, _ = train_sasrec(part, items, knobs, 0)
+        seconds.append(time.perf_counter() - started)
+        places.append(sum(len(h) for h in part.items))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    started = time.perf_counter()
+    for start in range(0, users, 1024):
+        trained.scores([everybody.seen(u, "test") for u in range(start, min(start + 1024, users))])
+    scored = time.perf_counter() - started
+    return [(f"teacher, {users:,} users, {items:,} items, {places[1]:,} interactions: s an epoch, with validation",
+             seconds[1], None, f"{seconds[1] / seconds[0]:.2f} times that of {places[0]:,} interactions; at most {memory:.1f} GiB; all users x all "
+             f"items scored in {scored:.0f} s")]  # fmt: skip
 
 
 def train(world, steps=8, batch=64):
@@ -198,12 +224,20 @@ def lists(world, batch=64, k=10):
             answers = out[:, longest:].tolist()
             found["theirs"] = [row[: row.index(codec.eos) + 1] for row in answers]
 
+        passes = []
+        handle = model.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
+        counted = []
+        for work in (ours, theirs):
+            passes.clear()
+            work()
+            counted.append(len(passes))
+        handle.remove()
         mine, other = turns(ours, theirs)
         same = sum(a == b for a, b in zip(found["ours"], found["theirs"], strict=True))
         tokens = sum(map(len, found["ours"])) / batch
         rows.append((f"constrained lists of {k}, {name}: s a list", mine / batch, other / batch,
-                     f"{batch / mine:.0f} against {batch / other:.0f} lists/s, {tokens:.0f} tokens a list; "
-                     f"{same} of {batch} lists equal token by token"))  # fmt: skip
+                     f"{batch / mine:.0f} against {batch / other:.0f} lists/s, {tokens:.0f} tokens a list in "
+                     f"{counted[0]} passes against {counted[1]}; {same} of {batch} lists equal token by token"))  # fmt: skip
     return rows + automaton_size()
 
 
@@ -294,7 +328,7 @@ def rollouts(world, steps=6):
              f"{n / mine:.0f} against {n / other:.0f} rollouts/s; ours trains a critic besides, GRPOTrainer has none")]  # fmt: skip
 
 
-PARTS = {"teacher": teacher, "train": train, "decode": lists, "rl": rollouts}
+PARTS = {"teacher": teacher, "scale": scale, "train": train, "decode": lists, "rl": rollouts}
 
 
 def markdown(rows):

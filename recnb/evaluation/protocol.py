@@ -63,6 +63,8 @@ REASONS = {
     "v3": "not asked for (ppo.v3)",
 }
 """Why a system has no answers in a run."""
+REMARKS = {"instructrec": "backbone: this profile's model, where the paper takes Flan-T5-XL"}
+"""What a reader must know of a system that did answer."""
 DECODINGS = ["free", "constrained", "obey"]
 COLUMNS = ["table", "system", "decoding", "task", "metric", "value", "low", "high", "n", "note"]
 
@@ -223,7 +225,8 @@ def evaluate_stored(folder, histories, catalog, data_knobs, knobs, seed, not_run
         if not stored[asked].equals(first[asked]):
             raise RecnbError(f"{folder}/{system}-{decoding}.parquet answers other requests than the files beside it: delete it")
         users[system, decoding] = per_user(stored, requests, catalog)
-        parts.append(summarise(users[system, decoding], system, decoding, knobs.bootstrap, seed))
+        means = summarise(users[system, decoding], system, decoding, knobs.bootstrap, seed)
+        parts.append(means.assign(note=REMARKS.get(system, "")))
     if not parts:
         raise RecnbError(f"{folder} holds no answers: run notebook 06_evaluation first")
     metrics = pd.concat(parts, ignore_index=True)
