@@ -134,9 +134,10 @@ def scale(world, users=13_218, items=18_744, mean=56):
     for start in range(0, users, 1024):
         trained.scores([everybody.seen(u, "test") for u in range(start, min(start + 1024, users))])
     scored = time.perf_counter() - started
-    return [(f"teacher, {users:,} users, {items:,} items, {places[1]:,} interactions: s an epoch, with validation",
-             seconds[1], None, f"{seconds[1] / seconds[0]:.2f} times that of {places[0]:,} interactions; at most {memory:.1f} GiB; all users x all "
-             f"items scored in {scored:.0f} s")]  # fmt: skip
+    what = f"teacher, {users:,} users, {items:,} items, {places[1]:,} interactions: s an epoch, with validation"
+    note = (f"{seconds[1] / seconds[0]:.2f} times that of {places[0]:,} interactions; at most {memory:.1f} GiB; all users x all "
+            f"items scored in {scored:.0f} s")  # fmt: skip
+    return [(what, seconds[1], None, note)]
 
 
 def train(world, steps=8, batch=64):

@@ -80,6 +80,10 @@ def fingerprint(profile, stage):
     return hashlib.sha256(knobs.encode()).hexdigest()
 
 
+FINISHED = ".finished.json"
+"""Beside a model whose training ended while its stage goes on."""
+
+
 class Reader:
     """Reads what earlier stages of a run made, each file checked against its stage's manifest.
 
@@ -150,6 +154,8 @@ class Stage(Reader):
 
     def finish(self, numbers=None):
         """Write the manifest. ``numbers`` are the stage's headline results; returns the manifest."""
+        for mark in self.folder.rglob(FINISHED):
+            mark.unlink()
         outputs = {
             path.relative_to(self.folder).as_posix(): sha256(path)
             for path in sorted(self.folder.rglob("*"))

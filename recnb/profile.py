@@ -238,7 +238,7 @@ class Evaluation(Section):
     """free = as the paper; constrained = only unseen titles of the catalogue, no repeats, exactly k; obey = constrained,
     and the control is met wherever the unseen items allow it."""
     batch_size: int = Field(128, ge=1)
-    """Prompts decoded together."""
+    """Answers decoded together; a request decoded in three ways is three of them, one with ten beams ten."""
     format_k: tuple[int, int] = (11, 15)
     """Table 5 asks for k items, k drawn from this range (paper: 11 to 15)."""
     bootstrap: int = Field(1000, ge=10)

@@ -97,7 +97,7 @@ def write_report(run_folder):
     stale = [s for s in profiles.STAGES if manifests[s]["fingerprint"] != fingerprint(profile, s)]
     environment = jinja2.Environment(autoescape=True)
     write_other_tables(profile, run_folder, run_folder / "tables")
-    missing = [n for n in (*(f"{t}.html" for t in TITLES), "differences.csv") if not (run_folder / "tables" / n).is_file()]
+    missing = [n for n in ("differences.csv", *(f"{t}.html" for t in TITLES)) if not (run_folder / "tables" / n).is_file()]
     if missing:
         raise RecnbError(f"{run_folder / 'tables' / missing[0]} does not exist: recnb evaluate makes the tables from the answers")
 

@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from recnb import RecnbError
-from recnb.artifacts import atomic_path
+from recnb.artifacts import FINISHED, atomic_path, write_json
+from recnb.lm.loading import adapted
 from recnb.lm.losses import next_token_loss, title_mask
 from recnb.lm.packed import next_logits
 
@@ -101,7 +102,8 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
     """Fine-tune and save a PEFT adapter (with rank 0: the whole model) with its model card.
 
     An interrupted training continues from its last checkpoint under ``folder/checkpoints/<key>``; the checkpoints of
-    other keys, and after success all of them, are deleted.
+    other keys, and after success all of them, are deleted. A training that ended, in a start that was stopped later, is
+    read back (``finished``).
 
     Args:
         model: base model.
@@ -118,6 +120,8 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
         ``(model, rows)``: the tuned model; the longest question and answer in tokens, then the logged rows.
     """
     folder = Path(folder)
+    if finished(folder, key):
+        return adapted(model, folder / "adapter"), json.loads((folder / "log.json").read_text())
     checkpoints = checkpoint_folder(folder, key)
     torch.manual_seed(seed)
     data = encode(train, codec, knobs.max_tokens)
@@ -152,7 +156,16 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
     longest = {"longest question, tokens": int(questions.max()), "longest answer, tokens": int(answers.max())}
     rows = [longest, *trainer.state.log_history]
     (folder / "log.json").write_text(json.dumps(rows, indent=1))
+    write_json(folder / FINISHED, {"key": key})
     return trainer.model.eval(), rows
+
+
+def finished(folder, key):
+    """True if a training with these settings ended in this folder; the stage's end removes the mark."""
+    try:
+        return json.loads((Path(folder) / FINISHED).read_text())["key"] == key
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
 
 
 def _printer():
@@ -186,11 +199,11 @@ def latest_checkpoint(folder):
     return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
 
 
-def model_card(profile, description, samples):
+def model_card(profile, description, samples, name="v2", what="instructions (I0 to I4)"):
     """Text of ``README.md`` beside the adapter."""
     return (
-        f"---\nlibrary_name: peft\n---\n# {profile.name}: SL stage (v2)\n\n"
-        f"Base: {description}\n\nData: {profile.data.dataset}, {samples} instructions (I0 to I4), seed {profile.seed}.\n\n"
+        f"---\nlibrary_name: peft\n---\n# {profile.name}: SL stage ({name})\n\n"
+        f"Base: {description}\n\nData: {profile.data.dataset}, {samples} {what}, seed {profile.seed}.\n\n"
         f"Training: {json.dumps(profile.sft.model_dump(mode='json'))}\n\n"
         "Use: recommends titles of its own catalogue alone; no safety training. Made with recnb.\n"
     )

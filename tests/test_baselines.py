@@ -55,6 +55,15 @@ def test_instructrec_lists_its_beams_in_order(language_model, world):
     assert answers[0].tokens == sum(map(len, beams))
 
 
+def test_a_beam_that_is_no_list_of_one_is_no_title(language_model, world):
+    model, codec = language_model
+    system = instructrec.InstructRec(model, codec, world[0], 2, 0)
+    title = world[0].titles[1]
+    for text, expected in ((f"1. {title}", title), (title, f"({title})"), ("", "()"), ("no\nidea", "(no idea)")):
+        assert system._title(text) == expected
+    assert parse("1. ()\n2. (no idea)", world[0]).items == [None, None], "they keep their places and are unknown"
+
+
 @pytest.mark.parametrize("draw", [lambda h, c, p: palr.samples(h, c, 5, p.instructions, p.data, 0),
                                   lambda h, c, p: instructrec.samples(h, c, 5, p.data, 0)])  # fmt: skip
 def test_nothing_to_learn_from(draw, world, smoke):

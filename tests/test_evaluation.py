@@ -7,8 +7,10 @@ from recnb.artifacts import Stage
 from recnb.controls import Include
 from recnb.evaluation.cases import case_rows, marks
 from recnb.evaluation.metrics import accuracy, bootstrap_interval, formatting
-from recnb.evaluation.protocol import Ranker, answer_all, answers_folder, per_user, request_sets, summarise
+from recnb.evaluation.protocol import Ranker, answer_all, answers_folder, evaluate_stored, per_user, request_sets, summarise
 from recnb.evaluation.tables import LAYOUT, layout, reported, table6, write_frame
+from recnb.lm.constrained import CatalogAutomaton
+from recnb.lm.generation import LanguageModelRecommender
 from recnb.requests import Request, Response
 
 
@@ -90,12 +92,33 @@ def test_reported_numbers():
     assert paper["table4"]["Steam"]["full"][2] == [70.58, 18.15]
 
 
+def test_answers_go_on_where_they_stopped(language_model, world, teacher, smoke, tmp_path):
+    """Three ways of decoding, one of which lacks its last task."""
+    model, codec = language_model
+    automaton = CatalogAutomaton(codec, world[0])
+    ways = {"free": LanguageModelRecommender(model, codec, world[0]),
+            "constrained": LanguageModelRecommender(model, codec, world[0], automaton),
+            "obey": LanguageModelRecommender(model, codec, world[0], automaton, obey=True)}  # fmt: skip
+    knobs = smoke.evaluation.model_copy(update={"users": 4})
+    requests = request_sets(world[1], world[0], teacher, knobs, smoke.data, 0)
+    requests = {task: requests[task] for task in ("I0", "I1+", "format")}
+    whole = answer_all(ways, requests, tmp_path, "full")
+    cut = whole["obey"][whole["obey"]["task"] != "format"]
+    cut.to_parquet(tmp_path / "full-obey.parquet", index=False)
+    again = answer_all(ways, requests, tmp_path, "full")
+    for way, before in whole.items():
+        assert again[way].drop(columns="seconds").equals(before.drop(columns="seconds")), way
+        assert pd.read_parquet(tmp_path / f"full-{way}.parquet").drop(columns="seconds").equals(before.drop(columns="seconds"))
+    metrics, _ = evaluate_stored(tmp_path, world[1], world[0], smoke.data, knobs, 0, remarks={"full": "a remark"})
+    assert set(metrics["decoding"]) == set(ways) and set(metrics["note"]) == {"a remark"}
+
+
 def test_tables_of_text_in_four_formats(tmp_path):
-    cell = "50 % & <b> | a_b ~ $1"
+    cell = "50 % & <b> | a_b ~ $1 {x}\\y"
     write_frame(pd.DataFrame({"wish": [cell], "answer": [None]}), tmp_path, "table6")
     assert pd.read_csv(tmp_path / "table6.csv", keep_default_na=False).loc[0].tolist() == [cell, ""]
     assert "&lt;b&gt;" in (tmp_path / "table6.html").read_text() and "\\|" in (tmp_path / "table6.md").read_text()
-    assert "50 \\% \\& <b> | a\\_b $\\approx$ \\$1" in (tmp_path / "table6.tex").read_text()
+    assert "50 \\% \\& <b> | a\\_b $\\approx$ \\$1 \\{x\\}\\textbackslash y" in (tmp_path / "table6.tex").read_text()
 
 
 def test_case_marks(toy):

@@ -38,9 +38,19 @@ def test_unseen_conversations_are_unseen():
     train = pd.DataFrame([("What is 1 plus 1?", "1 plus 1 is 2.")], columns=["prompt", "completion"])
     pairs = heldout_chat(train, "synthetic", 100, 60, 0)
     assert len(set(pairs)) == len(pairs) > 20 and ("What is 1 plus 1?", "1 plus 1 is 2.") not in pairs
+    everything = pd.DataFrame([*heldout_chat(train, "synthetic", 100, 10_000, 0), tuple(train.loc[0])],
+                              columns=["prompt", "completion"])  # fmt: skip
     with pytest.raises(RecnbError, match="no conversation is left"):
-        heldout_chat(pd.DataFrame(pairs * 3 + heldout_chat(train, "synthetic", 100, 10_000, 0) + [train.loc[0]],
-                                  columns=["prompt", "completion"]), "synthetic", 100, 1, 0)  # fmt: skip
+        heldout_chat(everything, "synthetic", 100, 5, 0)
+
+
+def test_unseen_conversations_where_training_used_every_short_one(monkeypatch):
+    """As on the laptop: fewer conversations of I4's length than samples."""
+    stored = [(f"question {n}", "word " * n) for n in range(1, 100)]
+    monkeypatch.setattr(general_ability, "conversations",
+                        lambda dataset, words, limit, rng: [p for p in stored if len(p[1].split()) <= words][:limit])  # fmt: skip
+    train = pd.DataFrame(stored[:40] * 5, columns=["prompt", "completion"])
+    assert heldout_chat(train, "movielens-100k", 40, 30, 0) == stored[40:70]
 
 
 def test_share_of_chat():
@@ -70,11 +80,25 @@ def local(tmp_path):
 
 
 def test_the_harness_on_local_files(local, language_model):
-    """The share of right answers is the harness's; here it must be the one that the model's own logits give."""
+    """Its share of right answers is that of the model's own logits after its own words."""
     model, codec = language_model
     found, why = general_ability.mmlu_gsm8k(model, codec, GeneralAbility(data=str(local), batch_size=2), 0)
-    assert why == "" and found["questions"] == 13 and found["GSM8K"] == 0.0
-    assert found["MMLU"] * 10 == pytest.approx(round(found["MMLU"] * 10)) and 0 <= found["MMLU"] <= 1
+    assert "lose their first examples" in why and found["questions"] == 13 and found["GSM8K"] == 0.0
+    right, letters = 0, [codec.tokenizer(" " + letter, add_special_tokens=False)["input_ids"] for letter in "ABCD"]
+    assert all(len(tokens) == len(letters[0]) for tokens in letters)
+    for subject, splits in general_ability.read_mmlu(local / "mmlu").items():
+        form = "{question}\nA. {choices[0]}\nB. {choices[1]}\nC. {choices[2]}\nD. {choices[3]}\nAnswer:"
+        lead = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+        lead += "".join(f"{form.format(**row)} {'ABCD'[row['answer']]}\n\n" for row in splits["dev"])
+        for row in splits["test"]:
+            scores = []
+            for tokens in letters:
+                ids = codec.tokenizer(lead + form.format(**row))["input_ids"] + tokens
+                with torch.no_grad():
+                    found_ = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], -1)
+                scores.append(sum(found_[len(ids) - len(tokens) - 1 + n, t].item() for n, t in enumerate(tokens)))
+            right += int(np.argmax(scores)) == row["answer"]
+    assert found["MMLU"] == pytest.approx(right / 10)
     fewer, _ = general_ability.mmlu_gsm8k(model, codec, GeneralAbility(data=str(local), limit=1), 0)
     assert fewer["questions"] == 3
     subjects = general_ability.read_mmlu(local / "mmlu")
@@ -89,7 +113,7 @@ def test_no_data_says_so(language_model, monkeypatch):
 
     monkeypatch.setattr(general_ability.lm_eval, "simple_evaluate", unreachable)
     found, why = general_ability.mmlu_gsm8k(*language_model, GeneralAbility(data="hub"), 0)
-    assert found == {} and why.startswith("not run: ConnectionError: Couldn't reach")
+    assert found == {} and why.startswith("not run: the Hub is out of reach (ConnectionError: Couldn't reach")
 
 
 @pytest.mark.parametrize("file, text, message", [

@@ -8,10 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recnb import RecnbError
 from recnb.catalog import Catalog
 from recnb.controls import About, AllOf, AtLeast, AtMost, Exclude, Include, NoControl
 from recnb.instructions.templates import numbered
 from recnb.lm.base import base_loss, train_base
+from recnb.lm.cache import mix
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.generation import Draft, LanguageModelRecommender, beam_search, decode, recommend_together
 from recnb.lm.losses import chosen_and_entropy, next_token_loss
@@ -72,6 +74,42 @@ def test_greedy_equals_generate(language_model):
         out = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=codec.pad,
                              eos_token_id=codec.eos)[0, len(prompt) :].tolist()  # fmt: skip
         assert found == out
+
+
+def test_the_two_ways_of_attention_agree():
+    torch.manual_seed(0)
+    query, (keys, values) = torch.randn(3, 2, 4, 5, 8), torch.randn(2, 3, 2, 11, 8)
+    visible = torch.arange(11) <= torch.tensor([[2], [6], [4]])[:, :, None] + torch.arange(5)[:, None]
+    found = [mix(query, keys, values, visible[:, None], 0.3, fused) for fused in (True, False)]
+    assert torch.allclose(*found, atol=1e-6)
+
+
+def test_rows_that_share_keys_decode_like_generate():
+    """Grouped queries; prompts of different length, fed without padding, some of them twice."""
+    from types import SimpleNamespace
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, attn_implementation="eager", eos_token_id=1, pad_token_id=0)  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    prompts = [[5, 9, 30], [7], [5, 9, 30], [40, 41, 42, 43, 44, 45]]
+    found = decode(model, SimpleNamespace(pad=0, eos=1), prompts, 12)
+    for prompt, tokens in zip(prompts, found, strict=True):
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
+        assert tokens == expected
+    assert model.config._attn_implementation == "eager"
+
+
+def test_a_model_with_attention_of_its_own_is_refused():
+    from types import SimpleNamespace
+
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model = BloomForCausalLM(BloomConfig(vocab_size=20, hidden_size=16, n_layer=1, n_head=2)).eval()
+    with pytest.raises(RecnbError, match="computes attention in its own way"):
+        decode(model, SimpleNamespace(pad=0, eos=1), [[5, 6]], 3)
 
 
 def test_beam_search_equals_generate(language_model):

@@ -1,13 +1,16 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from recnb.artifacts import Stage
 from recnb.lm.losses import title_mask
 from recnb.lm.tokenizer import title_tokens
 from recnb.ppo.prompts import rl_requests
 from recnb.ppo.trainer import both_trainable, pad_batch, train_ppo, with_adapters
+from recnb.sft import train_sft
 
 
 @pytest.fixture
@@ -79,3 +82,31 @@ def test_title_mask(language_model, world):
         assert mask is None
     else:
         assert mask[titles[5]] and mask.sum() == len(world[0])
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_training_that_ended_is_read_back_until_its_stage_ends(setup, tmp_path, smoke, rank):
+    """A start that is stopped later finds v2, v1, ... trained; the manifest's mark is gone, so a new start trains anew."""
+    model, codec, _, _ = setup
+    frame = pd.DataFrame({"prompt": ["hello"] * 4, "completion": ["1. x"] * 4})
+    knobs = smoke.sft.model_copy(update={"rank": rank, "batch_size": 2, "evaluations": 1, "checkpoints": 1, "repeat_weight": 0.0})
+    stage = Stage("04_sft", smoke, tmp_path)
+    shown = []
+
+    def train(key=stage.key):
+        arguments = (copy.deepcopy(model), codec, frame, frame, None, knobs, 0, stage.folder, shown.append)
+        return train_sft(*arguments, autocast=False, key=key)
+
+    first, rows = train()
+    count = len(shown)
+    again, read = train()
+    assert len(shown) == count > 0 and read == rows, "nothing was trained"
+    prompt = torch.tensor([codec.prompt("hello")])
+    with torch.no_grad():
+        assert torch.allclose(first(input_ids=prompt).logits, again(input_ids=prompt).logits, atol=1e-5)
+    train(key="other knobs")
+    assert len(shown) == 2 * count
+    stage.finish()
+    assert not list(stage.folder.rglob(".finished.json"))
+    train()
+    assert len(shown) == 3 * count

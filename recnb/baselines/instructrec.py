@@ -66,7 +66,7 @@ class InstructRec:
 
     Args:
         model, codec: the tuned model.
-        batch_size: requests decoded together; each has k beams.
+        batch_size: beams decoded together; a request has k.
     """
 
     def __init__(self, model, codec, catalog, batch_size, seed):
@@ -75,14 +75,14 @@ class InstructRec:
         self.room = max(map(len, lines)) + 1
 
     def recommend(self, requests, progress=lambda done, total: None):
-        """One list a request; a beam that is no title keeps its place with its text."""
+        """One list a request; a beam that is no list of one keeps its place with its text in brackets."""
         one = [type(r)(r.user, r.history, r.seen, r.control, 1, r.target) for r in requests]
         prompts = [self.codec.prompt(request_prompt(r, self.catalog, self.seed)) for r in one]
         order = sorted(range(len(requests)), key=lambda i: (requests[i].k, len(prompts[i])))
         answers, start = [None] * len(requests), 0
         while start < len(order):
             k = requests[order[start]].k
-            rows = [i for i in order[start : start + self.batch_size] if requests[i].k == k]
+            rows = [i for i in order[start : start + max(1, self.batch_size // k)] if requests[i].k == k]
             groups = beam_search(self.model, self.codec, [prompts[i] for i in rows], k, self.room)
             for i, beams in zip(rows, groups, strict=True):
                 titles = [self._title(self.codec.decode(tokens)) for tokens in beams]
@@ -94,4 +94,4 @@ class InstructRec:
 
     def _title(self, text):
         found = parse(text, self.catalog).titles
-        return found[0] if found else " ".join(text.split())
+        return found[0] if found else f"({' '.join(text.split())})"

@@ -1,7 +1,7 @@
 """PALR (Chen 2023) as the paper compares with it: instructions answered by what the user really took next, no teacher.
 
-Two kinds of instruction, with and without candidates to choose from; the words are those of I0, so that PALR differs from
-our v1 in its labels alone.
+Two kinds of instruction, with and without candidates to choose from, in the words of I0. A list ends where the training history
+does.
 """
 
 import numpy as np

@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from recnb import RecnbError
 from recnb.evaluation.tables import reported
 from recnb.instructions.chat_mix import conversations
-from recnb.lm.loading import load_base
+from recnb.lm.loading import load_adapted, load_base
 from recnb.lm.packed import next_logits, side_by_side
 from recnb.sft import train_sft
 
@@ -24,12 +24,14 @@ MMLU_SHOTS, GSM8K_SHOTS = 5, 8
 
 
 def heldout_chat(train, dataset, words, count, seed):
-    """Conversations like those of I4 that are not among the training samples.
+    """Conversations that are not among the training samples.
+
+    I4 may have used every one of its length, so these may be twice as long.
 
     Args:
         train: the instruction set's rows of task I4, columns prompt and completion.
         dataset: name of the profile's dataset.
-        words: most words in prompt and answer together.
+        words: most words of prompt and answer together in I4.
         count: how many, at most.
 
     Returns:
@@ -39,7 +41,7 @@ def heldout_chat(train, dataset, words, count, seed):
         RecnbError: every conversation was used for training.
     """
     known = set(zip(train["prompt"], train["completion"], strict=True))
-    drawn = conversations(dataset, words, len(train) + 2 * count, np.random.default_rng([seed, 116]))
+    drawn = conversations(dataset, 2 * words, len(known) + 2 * count, np.random.default_rng([seed, 116]))
     fresh = [pair for pair in dict.fromkeys(drawn) if pair not in known][:count]
     if not fresh:
         raise RecnbError("no conversation is left that training did not use: lower instructions.chat_share")
@@ -164,7 +166,7 @@ def mmlu_gsm8k(model, codec, knobs, seed):
         knobs: the ``general_ability`` section of a profile.
 
     Returns:
-        ``({"MMLU": share, "GSM8K": share, "questions": number}, "")``, or ``({}, reason)`` where the data cannot be had.
+        ``({"MMLU": share, "GSM8K": share, "questions": number}, remark)``, or ``({}, reason)`` where the data cannot be had.
 
     Raises:
         RecnbError: a local file is missing or has another form.
@@ -174,17 +176,20 @@ def mmlu_gsm8k(model, codec, knobs, seed):
     room = min(getattr(model.config, "max_position_embeddings", 2048), 4096)
     engine = HFLM(pretrained=model, tokenizer=codec.tokenizer, batch_size=knobs.batch_size, max_length=room)
     tasks = harness_tasks(knobs.data)
+    note = f"prompts longer than {room:,} tokens lose their first examples" if room < 4096 else ""
     # "limit" counts the questions of a task. Bootstrapped errors of 57 subjects take minutes and nobody is shown them.
     settings = {"limit": knobs.limit or None, "bootstrap_iters": 0, "random_seed": seed, "log_samples": False}
     try:
         mmlu = lm_eval.simple_evaluate(engine, tasks=tasks[:-1], num_fewshot=MMLU_SHOTS, **settings)
         gsm8k = lm_eval.simple_evaluate(engine, tasks=tasks[-1:], num_fewshot=GSM8K_SHOTS, **settings)
-    except OSError as error:  # the Hub's files are out of reach; ConnectionError is one too
-        return {}, f"not run: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    except OSError as error:  # ConnectionError is one too
+        if knobs.data != "hub":
+            raise
+        return {}, f"not run: the Hub is out of reach ({type(error).__name__}: {str(error)[:200]})"
     subjects = {name: mmlu["n-samples"][name]["effective"] for name in mmlu["n-samples"]}
     right = sum(mmlu["results"][name]["acc,none"] * n for name, n in subjects.items())
     return {"MMLU": right / sum(subjects.values()), "GSM8K": gsm8k["results"]["gsm8k_cot"]["exact_match,strict-match"],
-            "questions": sum(subjects.values()) + gsm8k["n-samples"]["gsm8k_cot"]["effective"]}, ""  # fmt: skip
+            "questions": sum(subjects.values()) + gsm8k["n-samples"]["gsm8k_cot"]["effective"]}, note  # fmt: skip
 
 
 def measure(name, model, codec, pairs, knobs, seed):
@@ -194,13 +199,14 @@ def measure(name, model, codec, pairs, knobs, seed):
     return {"system": name, "perplexity": value, "low": low, "high": high, "note": note} | found
 
 
-def share_sweep(base, train, validation, pairs, profile, progress=lambda done, of: None):
-    """Small SL stages with different shares of I4, each from the same base and of the same size.
+def share_sweep(base, train, validation, pairs, titles, profile, progress=lambda done, of: None):
+    """Small SL stages with different shares of I4, each from the same base, of the same size and with the same settings.
 
     Args:
         base: folder or Hub id of the base.
         train, validation: the instruction sets.
         pairs: unseen conversations.
+        titles: from ``title_tokens``.
         profile: ``Profile``; its sft section trains, its general_ability section names shares and size.
 
     Returns:
@@ -211,9 +217,9 @@ def share_sweep(base, train, validation, pairs, profile, progress=lambda done, o
         model, codec = load_base(base, profile.model.dtype)
         frame = share_of_chat(train, share, knobs.samples, profile.seed)
         with tempfile.TemporaryDirectory() as folder:
-            tuned, log = train_sft(model, codec, frame, validation, None, profile.sft.model_copy(update={"repeat_weight": 0.0}),
-                                   profile.seed, folder, autocast=profile.model.autocast)  # fmt: skip
-        tuned = tuned.merge_and_unload() if hasattr(tuned, "merge_and_unload") else tuned
+            _, log = train_sft(model, codec, frame, validation, titles, profile.sft, profile.seed, folder,
+                               autocast=profile.model.autocast)  # fmt: skip
+            tuned, codec = load_adapted(base, [Path(folder) / "adapter"], profile.model.dtype)
         loss = [row["eval_loss"] for row in log if "eval_loss" in row][-1]
         rows.append(measure(f"I4 {share:.0%}", tuned, codec, pairs, knobs, profile.seed) | {"share": share, "loss": loss})
         progress(len(rows), len(knobs.shares))
@@ -254,6 +260,8 @@ def share_of_chat(frame, share, count, seed):
     wanted = round(count * share)
     if wanted and not len(chat):
         raise RecnbError("general_ability.shares asks for conversations, but instructions.chat_share left none in the set")
+    if count - wanted > len(lists):
+        raise RecnbError(f"general_ability.samples ({count}) asks for more lists than the instruction set has ({len(lists)})")
     talk = np.resize(rng.permutation(chat), wanted) if wanted else np.empty(0, dtype=int)
-    picked = rng.choice(lists, size=min(count - wanted, len(lists)), replace=False)
+    picked = rng.choice(lists, size=count - wanted, replace=False)
     return frame.iloc[rng.permutation(np.concatenate([talk, picked]))].reset_index(drop=True)

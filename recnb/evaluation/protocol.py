@@ -63,8 +63,6 @@ REASONS = {
     "v3": "not asked for (ppo.v3)",
 }
 """Why a system has no answers in a run."""
-REMARKS = {"instructrec": "backbone: this profile's model, where the paper takes Flan-T5-XL"}
-"""What a reader must know of a system that did answer."""
 DECODINGS = ["free", "constrained", "obey"]
 COLUMNS = ["table", "system", "decoding", "task", "metric", "value", "low", "high", "n", "note"]
 
@@ -136,7 +134,7 @@ def answer_all(systems, requests, folder, name, progress=lambda done, total: Non
             ways, which reads each prompt once for all of them.
         requests: from ``request_sets``.
         folder: receives a Parquet file ``<name>-<decoding>.parquet`` for each, with columns task, user, k, control, text,
-            tokens, seconds (of each way's share in the time of all).
+            tokens, seconds (per answer; ways that decode together share them alike).
     """
     columns = ["task", "user", "k", "control", "text", "tokens", "seconds"]
     paths = {decoding: folder / f"{name}-{decoding}.parquet" for decoding in systems}
@@ -202,13 +200,14 @@ def summarise(values, system, decoding, resamples, seed):
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def evaluate_stored(folder, histories, catalog, data_knobs, knobs, seed, not_run=None):
+def evaluate_stored(folder, histories, catalog, data_knobs, knobs, seed, not_run=None, remarks=None):
     """All metrics from the answers in a folder; nothing but what is stored there goes into them.
 
     Args:
         folder: holds ``<system>-<decoding>.parquet`` files of ``answer_all``.
         knobs: the ``evaluation`` section of a profile.
         not_run: ``{system: reason}`` of the systems that did not answer; they get rows without a value.
+        remarks: ``{system: text}`` for the notes of systems that did.
 
     Returns:
         ``(metrics, users)``: the long form, and ``{(system, decoding): per_user DataFrame}``.
@@ -226,7 +225,7 @@ def evaluate_stored(folder, histories, catalog, data_knobs, knobs, seed, not_run
             raise RecnbError(f"{folder}/{system}-{decoding}.parquet answers other requests than the files beside it: delete it")
         users[system, decoding] = per_user(stored, requests, catalog)
         means = summarise(users[system, decoding], system, decoding, knobs.bootstrap, seed)
-        parts.append(means.assign(note=REMARKS.get(system, "")))
+        parts.append(means.assign(note=(remarks or {}).get(system, "")))
     if not parts:
         raise RecnbError(f"{folder} holds no answers: run notebook 06_evaluation first")
     metrics = pd.concat(parts, ignore_index=True)

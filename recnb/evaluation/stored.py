@@ -7,7 +7,7 @@ import pandas as pd
 
 from recnb import RecnbError
 from recnb import profile as profiles
-from recnb.artifacts import Reader, atomic_path, is_done, read_manifest
+from recnb.artifacts import Reader, atomic_path, fingerprint, is_done, read_manifest
 from recnb.catalog import Catalog
 from recnb.evaluation.protocol import evaluate_stored, score_texts, stored_requests
 from recnb.evaluation.statistics import comparisons
@@ -30,6 +30,13 @@ def _open(run_folder):
     return profile, catalog, histories, next((run_folder / "06_evaluation" / "answers").glob("*/"))
 
 
+def remarks(profile):
+    """What a reader must know of systems that did answer: ``{system: text}``."""
+    return {"palr": f"trained on {profile.sft.palr:,} samples",
+            "instructrec": f"trained on {profile.sft.instructrec:,} samples; backbone: this profile's model, where the paper takes "
+            "Flan-T5-XL"}  # fmt: skip
+
+
 def write_results(answers, histories, catalog, profile, not_run, tables):
     """Metrics, tables and comparisons of stored answers; the one way in which they are made.
 
@@ -42,28 +49,32 @@ def write_results(answers, histories, catalog, profile, not_run, tables):
         ``(metrics, users, tables)``, the last as ``{name: DataFrame}``.
     """
     knobs, seed = profile.evaluation, profile.seed
-    metrics, users = evaluate_stored(answers, histories, catalog, profile.data, knobs, seed, not_run)
+    metrics, users = evaluate_stored(answers, histories, catalog, profile.data, knobs, seed, not_run, remarks(profile))
     made = write_tables(metrics, tables)
     comparisons(users, knobs.bootstrap, seed).to_csv(tables / "differences.csv", index=False, float_format="%.6f")
     return metrics, users, made
 
 
 def write_other_tables(profile, run_folder, tables):
-    """Tables 1, 6 and 8, general ability and TALLRec, from what the stages that are up to date have stored."""
-    run_folder, tables = Path(run_folder), Path(tables)
-    done = [stage for stage in profiles.STAGES if is_done(profile, stage, run_folder)]
-    numbers = {stage: read_manifest(run_folder / stage, stage)["numbers"] for stage in done}
+    """Tables 1, 6 and 8, general ability and TALLRec, from what the stages with these knobs have stored; no others."""
+    reader, tables = Reader(profile, run_folder), Path(tables)
+    manifests = {}
+    for stage in profiles.STAGES:
+        if (reader.run_folder / stage / "manifest.json").is_file():
+            manifest = read_manifest(reader.run_folder / stage, stage)
+            if manifest["fingerprint"] == fingerprint(profile, stage):
+                manifests[stage] = manifest
     text = {"dtype": str, "keep_default_na": False}
-    if "01_data" in done:
-        write_frame(table1(numbers["01_data"]), tables, "table1")
-    if "03_instructions" in done:
-        write_frame(table8(numbers["03_instructions"]["counts"]).rename_axis("task").reset_index(), tables, "table8")
-    if "07_case_studies" in done:
-        write_frame(table6(pd.read_csv(run_folder / "07_case_studies" / "cases.csv", **text)), tables, "table6")
-    if "08_tallrec" in done:
-        write_frame(pd.read_csv(run_folder / "08_tallrec" / "table.csv", **text), tables, "tallrec")
-    if "09_general_ability" in done:
-        write_frame(pd.read_csv(run_folder / "09_general_ability" / "table.csv", **text), tables, "general")
+    if "01_data" in manifests:
+        write_frame(table1(manifests["01_data"]["numbers"]), tables, "table1")
+    if "03_instructions" in manifests:
+        counts = manifests["03_instructions"]["numbers"]["counts"]
+        write_frame(table8(counts).rename_axis("task").reset_index(), tables, "table8")
+    if "07_case_studies" in manifests:
+        write_frame(table6(pd.read_csv(reader.input("07_case_studies", "cases.csv"), **text)), tables, "table6")
+    for stage, name in (("08_tallrec", "tallrec"), ("09_general_ability", "general")):
+        if stage in manifests:
+            write_frame(pd.read_csv(reader.input(stage, "table.csv"), **text), tables, name)
 
 
 def evaluate_run(run_folder, tables):

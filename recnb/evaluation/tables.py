@@ -23,7 +23,7 @@ TITLES = {
     "table2": "Table 2: sequential recommendation (I0)",
     "table3": "Table 3: category control (I1); TCP in % (without control)",
     "table4": "Table 4: category proportion control (I2); CPA in % (without control)",
-    "table5": "Table 5: formatting quality at k = 11 to 15, in %, with K = k",
+    "table5": "Table 5: formatting quality of longer lists; rates in %, HR and NDCG as fractions with K = k",
     "general": "Table 5, continued: general ability; perplexity on unseen conversations, MMLU and GSM8K in %",
     "table6": "Table 6: single answers",
     "table7": "Table 7: two controls at once, never met in training; in % (without control). The last three pairs are ours",
@@ -135,8 +135,9 @@ def write_frame(frame, folder, name):
     """Write a table of plain text cells as CSV, Markdown, LaTeX and HTML."""
     folder.mkdir(parents=True, exist_ok=True)
     frame = frame.fillna("").astype(str)
-    escaped = {"markdown": frame.map(lambda cell: cell.replace("|", "\\|").replace("\n", " ")), "latex": frame,
-               "html": frame.map(html.escape)}  # fmt: skip
+    braces = str.maketrans({"\\": "\\textbackslash ", "{": "\\{", "}": "\\}"})  # marks use them, plain cells must not
+    escaped = {"markdown": frame.map(lambda cell: cell.replace("|", "\\|").replace("\n", " ")),
+               "latex": frame.map(lambda cell: cell.translate(braces)), "html": frame.map(html.escape)}  # fmt: skip
     _write(frame, folder, name, {language: _text(cells, name, language) for language, cells in escaped.items()})
 
 

@@ -19,6 +19,10 @@ class RaggedCache:
     Attributes:
         length: int [B], tokens of each row so far.
         keys, values: for each layer [B, H, room, d].
+        row, position, slot: int [T], of each token of the pass under way: its row, its place there, and its place among the
+            B x width tokens that attention sees side by side.
+        width, end: most new tokens of a row, and the longest row with them.
+        visible: bool [B, 1, width, end], which places each of those tokens may look at.
     """
 
     block = 64
@@ -29,7 +33,9 @@ class RaggedCache:
 
     def select(self, rows):
         """Keep these rows, in this order; a row may come several times."""
-        self.keys, self.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
+        for states in (self.keys, self.values):
+            for layer, found in enumerate(states):
+                states[layer] = found[rows]
         self.length = self.length[rows]
 
     def open(self, counts):
@@ -71,6 +77,9 @@ def feed(model, cache, rows, keep):
 
     Returns:
         ``(logits, starts)``: [R, V] of all kept places, row after row, and where each row's begin.
+
+    Raises:
+        RecnbError: the model does not take part in transformers' attention interface.
     """
     counts = torch.tensor([len(row) for row in rows], device=cache.device)
     cache.open(counts)
@@ -84,6 +93,8 @@ def feed(model, cache, rows, keep):
     with using_attention(model, "recnb_cached"):
         logits = model(input_ids=ids, position_ids=cache.position[None], use_cache=False, cache=cache,
                        logits_to_keep=torch.tensor(kept, device=cache.device)).logits[0]  # fmt: skip
+    if any(states is None for states in cache.keys):
+        raise RecnbError("this model computes attention in its own way and cannot be decoded here: take a Llama-like one")
     cache.length = cache.length + counts
     return logits, starts
 
@@ -107,16 +118,32 @@ def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, cach
     else:
         padded = new.new_zeros(rows * cache.width, *new.shape[1:]).index_copy(0, cache.slot, new)
     padded = padded.view(rows, cache.width, heads, groups, -1).permute(0, 2, 3, 1, 4)
-    if query.is_cuda:
-        mixed = F.scaled_dot_product_attention(padded.flatten(1, 2), keys, values, attn_mask=cache.visible, scale=scaling,
-                                               enable_gqa=groups > 1).unflatten(1, (heads, groups))  # fmt: skip
-    else:
-        scores = ((padded * scaling).reshape(rows, heads, groups * cache.width, -1) @ keys.transpose(2, 3))
-        scores = scores.view(rows, heads, groups, cache.width, -1).masked_fill(~cache.visible[:, :, None], float("-inf"))
-        mixed = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype).flatten(2, 3) @ values
-        mixed = mixed.view(rows, heads, groups, cache.width, -1)
+    mixed = mix(padded, keys, values, cache.visible, scaling, fused=query.is_cuda)
     out = mixed.permute(0, 3, 1, 2, 4).reshape(rows * cache.width, heads * groups, -1)
     return (out if len(new) == rows * cache.width else out[cache.slot])[None], None
+
+
+def mix(query, keys, values, visible, scaling, fused):
+    """Attention of new tokens over a cache.
+
+    Args:
+        query: [B, heads, groups, w, d]; the ``groups`` of a head share its keys and values.
+        keys, values: [B, heads, n, d].
+        visible: bool [B, 1, w, n].
+        fused: by PyTorch's fused kernel, or step by step, which is no slower on a CPU.
+
+    Returns:
+        [B, heads, groups, w, d].
+    """
+    rows, heads, groups, width, _ = query.shape
+    if fused:
+        mixed = F.scaled_dot_product_attention(query.flatten(1, 2), keys, values, attn_mask=visible, scale=scaling,
+                                               enable_gqa=groups > 1)  # fmt: skip
+        return mixed.unflatten(1, (heads, groups))
+    scores = (query * scaling).flatten(2, 3) @ keys.transpose(2, 3)
+    scores = scores.unflatten(2, (groups, width)).masked_fill(~visible[:, :, None], float("-inf"))
+    mixed = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype).flatten(2, 3) @ values
+    return mixed.unflatten(2, (groups, width))
 
 
 AttentionInterface.register("recnb_cached", attend)

@@ -206,7 +206,7 @@ class LanguageModelRecommender:
         catalog: ``Catalog``.
         automaton: ``CatalogAutomaton`` for constrained decoding, None for free.
         obey: the automaton also enforces each request's control.
-        batch_size: prompts decoded together.
+        batch_size: answers decoded together.
         tokens_per_title: most tokens reserved for each line of the answer.
     """
 
@@ -237,7 +237,8 @@ def recommend_together(recommenders, requests, progress=lambda done, total: None
     """The answers of one model decoding in several ways, each prompt read only once.
 
     Args:
-        recommenders: ``LanguageModelRecommender``s of the same model and prompts; the first one's batch size counts.
+        recommenders: ``LanguageModelRecommender``s of the same model and prompts; the first one's batch size counts: the
+            answers decoded together, of all ways.
 
     Returns:
         A list of ``Response`` for each recommender, in the order of the requests.
@@ -246,8 +247,9 @@ def recommend_together(recommenders, requests, progress=lambda done, total: None
     prompts = first.codec.prompts([request_prompt(r, first.catalog, first.seed) for r in requests])
     order = sorted(range(len(requests)), key=lambda i: (requests[i].k, len(prompts[i])))
     responses = [[None] * len(requests) for _ in recommenders]
-    for start in range(0, len(order), first.batch_size):
-        rows = order[start : start + first.batch_size]
+    size = max(1, first.batch_size // len(recommenders))
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
         guides = [recommender.guides([requests[i] for i in rows]) for recommender in recommenders]
         states, drafts = (sum(parts, []) for parts in zip(*guides, strict=True))
         room = (max(requests[i].k for i in rows) + 1) * max(r.per_line for r in recommenders) + 1
@@ -257,7 +259,7 @@ def recommend_together(recommenders, requests, progress=lambda done, total: None
             for i in rows:
                 tokens = next(answers)
                 answered[i] = parse(first.codec.decode(tokens), first.catalog, len(tokens))
-        progress(min(start + first.batch_size, len(order)), len(order))
+        progress(min(start + size, len(order)), len(order))
     return responses
 
 

@@ -86,10 +86,16 @@ def load_adapted(base_folder, adapters, dtype="float32"):
     """
     model, codec = load_base(base_folder, dtype)
     for adapter in adapters:
-        if (Path(adapter) / "adapter_config.json").is_file():
-            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-        else:
-            model = AutoModelForCausalLM.from_pretrained(
-                adapter, dtype=model.dtype, use_safetensors=True, attn_implementation=attention()
-            )
-    return model.eval().to(device()), codec
+        model = adapted(model, adapter)
+    return model, codec
+
+
+def adapted(model, adapter):
+    """The model with an adapter merged into it, or the whole model that lies in the adapter's place."""
+    if (Path(adapter) / "adapter_config.json").is_file():
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            adapter, dtype=model.dtype, use_safetensors=True, attn_implementation=attention()
+        )
+    return model.eval().to(device())

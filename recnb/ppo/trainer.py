@@ -16,13 +16,15 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, GRPOTrainer
 
+from recnb.artifacts import FINISHED, write_json
 from recnb.lm.generation import decode, drafting, request_prompt
+from recnb.lm.loading import adapted
 from recnb.lm.losses import chosen_and_entropy
 from recnb.lm.packed import next_logits, pack, packed_attention
 from recnb.lm.parsing import parse
 from recnb.ppo import ppo_math
 from recnb.ppo.rewards import batch_scores
-from recnb.sft import AveragedGradients, History, _printer, checkpoint_folder, latest_checkpoint, lora
+from recnb.sft import AveragedGradients, History, _printer, checkpoint_folder, finished, latest_checkpoint, lora
 
 
 def with_adapters(model, rank, alpha):
@@ -249,6 +251,8 @@ def train_ppo(model, codec, requests, teacher, catalog, knobs, seed, folder, max
         ``(model, rows)``: the PEFT model with both adapters (actor active) and the logged rows.
     """
     folder = Path(folder)
+    if finished(folder, key):
+        return adapted(model, folder / "actor"), json.loads((folder / "log.json").read_text())
     torch.manual_seed(seed)
     peft = with_adapters(model, knobs.rank, knobs.alpha)
     prompts = [request_prompt(r, catalog, seed) for r in requests]
@@ -268,6 +272,7 @@ def train_ppo(model, codec, requests, teacher, catalog, knobs, seed, folder, max
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card names a path of this machine
     shutil.rmtree(checkpoints)
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1))
+    write_json(folder / FINISHED, {"key": key})
     return model.eval(), trainer.state.log_history
 
 
