@@ -12,8 +12,6 @@ class Progress:
         self.first = (0, time.time())
 
     def __call__(self, done, of):
-        if done < self.first[0]:  # the count began anew, with the next task
-            self.first = (0, time.time())
         first, started = self.first
         left = (time.time() - started) * (of - done) / max(done - first, 1)
         if not first:  # what came before the first report (reading, tokenizing) says nothing about the pace

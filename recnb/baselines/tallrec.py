@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from recnb import RecnbError, datasets
+from recnb.lm.losses import next_token_loss
 from recnb.lm.packed import next_logits, side_by_side
 
 ALPACA = (
@@ -227,7 +228,7 @@ def auc(model, codec, examples, encoded=None):
     return float(roc_auc_score([one.label for one in examples], scores(model, codec, encoded or encode(examples, codec))))
 
 
-def tune(model, codec, examples, validation, knobs, seed):
+def tune(model, codec, examples, validation, knobs, seed, autocast=False):
     """Rec-tuning: LoRA on the examples, the epoch of the best validation AUC kept.
 
     Args:
@@ -235,6 +236,7 @@ def tune(model, codec, examples, validation, knobs, seed):
         examples: the K examples.
         validation: examples that choose the epoch.
         knobs: the ``tallrec`` section of a profile.
+        autocast: matrix products of the training in bfloat16.
 
     Returns:
         ``(model, rows)``: the PEFT model and one row an epoch (loss, validation AUC).
@@ -253,7 +255,7 @@ def tune(model, codec, examples, validation, knobs, seed):
         losses, order = [], rng.permutation(len(training))
         for start in range(0, len(order), knobs.batch_size):
             chosen = [(training[i], examples[i].label) for i in order[start : start + knobs.batch_size]]
-            losses.append(_step(tuned, codec, chosen, optimizer, knobs.train_on_inputs))
+            losses.append(_step(tuned, codec, chosen, optimizer, knobs.train_on_inputs, autocast))
         value = float(roc_auc_score(truth, scores(tuned, codec, held)))
         rows.append({"epoch": epoch, "loss": float(np.mean(losses)), "validation AUC": value})
         waited += 1
@@ -266,13 +268,15 @@ def tune(model, codec, examples, validation, knobs, seed):
     return tuned.eval(), rows
 
 
-def _step(model, codec, chosen, optimizer, train_on_inputs):
+def _step(model, codec, chosen, optimizer, train_on_inputs, autocast):
     rows = [[*prompt, yes if label else no] for (prompt, yes, no), label in chosen]
     ids, real = side_by_side(rows, codec.pad, model.device)
     following = F.pad(real[:, 1:], (0, 1))
     keep = following if train_on_inputs else following & ~F.pad(real[:, 2:], (0, 2))
-    targets = ids[:, 1:][keep[:, :-1]]
-    loss = F.cross_entropy(next_logits(model, ids, real, keep), targets)
+    places = keep.nonzero() + torch.tensor([0, 1], device=keep.device)
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast):
+        logits = next_logits(model, ids, real, keep)
+    loss = next_token_loss(logits, ids, places)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -369,7 +373,7 @@ def popularity_auc(examples, test):
 NOTES = {"untuned": "the model before any example", "tallrec, tuned on movies": "carried over after all its movie examples"}
 
 
-def few_shot(model, codec, parts, items, knobs, seed, progress=lambda done, of: None):
+def few_shot(model, codec, parts, items, knobs, seed, progress=lambda done, of: None, autocast=False):
     """The whole comparison on one domain: every system at every K, over several draws of the K examples.
 
     Args:
@@ -377,6 +381,7 @@ def few_shot(model, codec, parts, items, knobs, seed, progress=lambda done, of: 
         parts: training, validation and test examples.
         items: number of items, or 0 for TALLRec's own files, which name no ids: then there are no sequential baselines.
         knobs: the ``tallrec`` section of a profile.
+        autocast: as for ``tune``.
 
     Returns:
         ``(DataFrame system, shots, seed, AUC, last tuned model)``; "untuned" is the model before rec-tuning.
@@ -400,7 +405,7 @@ def few_shot(model, codec, parts, items, knobs, seed, progress=lambda done, of: 
                 rows.append(("popularity", shots, draw, popularity_auc(examples, test)))
                 rows += [(kind, shots, draw, sequential_auc(kind, examples, validation, test, items, draw))
                          for kind in ("gru4rec", "caser", "sasrec")]  # fmt: skip
-            tuned, _ = tune(model, codec, examples, validation, knobs, draw)
+            tuned, _ = tune(model, codec, examples, validation, knobs, draw, autocast)
             rows.append(("tallrec", shots, draw, auc(tuned, codec, test, encoded)))
             done += 1
             progress(done, total)
