@@ -19,7 +19,7 @@ test: setup
 nightly: setup
 	$(BIN)/python -m pytest -q -m "nightly or not nightly" --hypothesis-profile nightly tests
 
-## Our engines beside RecBole, SFTTrainer, generate and GRPOTrainer: benchmarks/results.md, about 40 minutes.
+## Our engines beside RecBole, SFTTrainer, generate and GRPOTrainer: benchmarks/results.md, about 20 minutes.
 bench: setup .venv-bench/.ready
 	$(BIN)/python benchmarks/bench.py
 

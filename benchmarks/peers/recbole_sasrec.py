@@ -1,6 +1,6 @@
 """RecBole's SASRec on its own copy of MovieLens-100K, one JSON line an epoch. Runs in the peers' environment, not in ours.
 
-python recbole_sasrec.py FOLDER SECONDS WIDTH
+python recbole_sasrec.py FOLDER SECONDS WIDTH LENGTH
 """
 
 import json
@@ -15,11 +15,11 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
-folder, budget, width = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+folder, budget, width, length = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 settings = {
     "data_path": str(Path(recbole.__file__).parent / "dataset_example"), "checkpoint_dir": folder, "seed": 0,
     "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "user_inter_num_interval": "[5,inf)",
-    "item_inter_num_interval": "[5,inf)", "MAX_ITEM_LIST_LENGTH": 100, "hidden_size": width, "inner_size": 2 * width,
+    "item_inter_num_interval": "[5,inf)", "MAX_ITEM_LIST_LENGTH": length, "hidden_size": width, "inner_size": 2 * width,
     "n_layers": 2, "n_heads": 2, "loss_type": "CE", "train_neg_sample_args": None, "train_batch_size": 2048,
     "eval_batch_size": 1024, "learning_rate": 0.001, "epochs": 1000, "metrics": ["Hit", "NDCG"], "topk": [10],
     "valid_metric": "NDCG@10", "show_progress": False, "use_gpu": False, "state": "ERROR",

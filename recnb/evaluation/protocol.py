@@ -140,15 +140,15 @@ def answer_all(systems, requests, folder, name, progress=lambda done, total: Non
     paths = {decoding: folder / f"{name}-{decoding}.parquet" for decoding in systems}
     stored = {d: pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=columns) for d, path in paths.items()}
     open_tasks = {task: [d for d in systems if task not in set(stored[d]["task"])] for task in requests}
-    before, total = 0, sum(len(requests[task]) for task, decodings in open_tasks.items() if decodings)
+    finished, total = 0, sum(len(requests[task]) for task, decodings in open_tasks.items() if decodings)
     for task, decodings in open_tasks.items():
         if not decodings:
             continue
         asked, open_ = requests[task], {decoding: systems[decoding] for decoding in decodings}
         started = time.perf_counter()
         together = recommend_together if len(open_) > 1 else lambda ways, *rest: [ways[0].recommend(*rest)]
-        answered = together(list(open_.values()), asked, lambda done, of, before=before: progress(before + done, total))
-        before += len(asked)
+        answered = together(list(open_.values()), asked, lambda done, of, base=finished: progress(base + done, total))
+        finished += len(asked)
         seconds = (time.perf_counter() - started) / max(len(asked) * len(open_), 1)
         for decoding, answers in zip(open_, answered, strict=True):
             rows = [(task, r.user, r.k, json.dumps(r.control.to_json()), answer.text, answer.tokens, seconds)
