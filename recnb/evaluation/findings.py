@@ -1,4 +1,7 @@
-"""Sentences for the report, each from numbers: nothing inside the noise is called a win."""
+"""Sentences for the report, each from numbers: nothing inside the noise is called a win.
+
+A sentence states one paired interval; whether a difference stands among all comparisons, the corrected p-values say.
+"""
 
 from recnb.evaluation.protocol import paired_difference
 
@@ -28,7 +31,7 @@ def findings(metrics, users, resamples, seed):
     def compare(a, b, task, metric, percent):
         x, low, high = paired_difference(values(*a, task, metric), values(*b, task, metric), resamples, seed)
         scale, unit = (100, " points") if percent else (1, "")
-        verdict = "no difference beyond noise" if low <= 0 <= high else "a difference beyond noise"
+        verdict = "its 95 % interval holds 0" if low <= 0 <= high else "its 95 % interval leaves 0 out"
         name = f"{a[0]} - {b[0]} ({a[1]}{' - ' + b[1] if a[1] != b[1] else ''}), {task} {metric}"
         return f"{name}: {scale * x:+.3g}{unit} [{scale * low:.3g}, {scale * high:.3g}], {verdict}."
 
