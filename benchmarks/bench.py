@@ -329,7 +329,7 @@ def rollouts(world, steps=6):
              f"{n / mine:.0f} against {n / other:.0f} rollouts/s; ours trains a critic besides, GRPOTrainer has none")]  # fmt: skip
 
 
-PARTS = {"teacher": teacher, "scale": scale, "train": train, "decode": lists, "rl": rollouts}
+PARTS = {"decode": lists, "train": train, "rl": rollouts, "scale": scale, "teacher": teacher}
 
 
 def markdown(rows):
@@ -357,7 +357,7 @@ def _processor():
 
 
 def main():
-    """Run the parts and write the page when all of them ran."""
+    """Run the parts; with all of them, the page is written anew after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; default: all")
     parser.add_argument("--peers", default=str(HERE.parent / ".venv-bench" / "bin" / "python"), help="Python that has RecBole")
@@ -371,8 +371,8 @@ def main():
     for name in arguments.parts or PARTS:
         rows += teacher(world, arguments.budget, arguments.peers) if name == "teacher" else PARTS[name](world)
         print(markdown(rows), file=sys.stderr, flush=True)
-    if not arguments.parts:
-        (HERE / "results.md").write_text(markdown(rows), encoding="utf-8")
+        if not arguments.parts:
+            (HERE / "results.md").write_text(markdown(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
