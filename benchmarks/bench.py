@@ -361,7 +361,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; default: all")
     parser.add_argument("--peers", default=str(HERE.parent / ".venv-bench" / "bin" / "python"), help="Python that has RecBole")
-    parser.add_argument("--budget", type=float, default=400, help="seconds of training granted to RecBole")
+    parser.add_argument("--budget", type=float, default=150, help="seconds of training granted to RecBole")
     arguments = parser.parse_args()
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:
