@@ -55,6 +55,17 @@ class Histories:
         """The training part: all but the last two items."""
         return self.items[user][:-2]
 
+    def training_users(self, users=None):
+        """Those of these users (default: all) whose training part has a next item to predict.
+
+        Raises:
+            RecnbError: there are none.
+        """
+        found = [u for u in (range(len(self)) if users is None else users) if len(self.train(u)) >= 2]
+        if not found:
+            raise RecnbError("no user has two training interactions: there is nothing to learn from")
+        return found
+
     def seen(self, user, split):
         """Items a request of this split may not be answered with: everything before its target."""
         return self.items[user][: -1 if split == "test" else -2]

@@ -8,7 +8,6 @@ profile's model, where the paper takes Flan-T5-XL.
 import numpy as np
 import pandas as pd
 
-from recnb import RecnbError
 from recnb.controls import Include, NoControl
 from recnb.instructions.templates import numbered, render
 from recnb.lm.generation import beam_search, request_prompt
@@ -33,11 +32,8 @@ def samples(histories, catalog, count, data_knobs, seed):
         RecnbError: no user has two training interactions.
     """
     rng = np.random.default_rng([seed, 115])
-    users = [u for u in range(len(histories)) if len(histories.train(u)) >= 2]
-    if not users:
-        raise RecnbError("no user has two training interactions: InstructRec has nothing to learn from")
     rows = []
-    for number, user in enumerate(rng.choice(users, size=count)):
+    for number, user in enumerate(rng.choice(histories.training_users(), size=count)):
         items = histories.train(user)
         place = int(rng.integers(1, len(items)))
         shown, target = items[max(0, place - data_knobs.history_length) : place].tolist(), int(items[place])

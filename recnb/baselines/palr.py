@@ -7,7 +7,6 @@ does.
 import numpy as np
 import pandas as pd
 
-from recnb import RecnbError
 from recnb.controls import NoControl
 from recnb.instructions.templates import numbered, render
 
@@ -26,11 +25,8 @@ def samples(histories, catalog, count, knobs, data_knobs, seed):
         RecnbError: no user has two training interactions.
     """
     rng = np.random.default_rng([seed, 114])
-    users = [u for u in range(len(histories)) if len(histories.train(u)) >= 2]
-    if not users:
-        raise RecnbError("no user has two training interactions: PALR has nothing to learn from")
     rows = []
-    for user in rng.choice(users, size=count):
+    for user in rng.choice(histories.training_users(), size=count):
         items = histories.train(user)
         place = int(rng.integers(1, len(items)))
         labels = items[place : place + int(rng.integers(1, knobs.k_max + 1))].tolist()

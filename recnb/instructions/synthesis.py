@@ -56,9 +56,7 @@ def synthesize(histories, catalog, teacher, knobs, data_knobs, seed, batch=512):
     counts = table8(knobs, len(histories), len(catalog))
     tasks = np.repeat(list(counts), list(counts.values()))
     rng.shuffle(tasks)
-    users = np.array([u for u in range(len(histories)) if len(histories.train(u)) >= 2])
-    if not len(users):
-        raise RecnbError("no user has two training interactions: nothing to make instructions from")
+    users = np.array(histories.training_users())
     if max(knobs.k_max, 1) > len(catalog):
         raise RecnbError(f"instructions.k_max ({knobs.k_max}) is larger than the catalogue ({len(catalog)} items)")
     chat = iter(_endless(conversations(data_knobs.dataset, knobs.chat_words, counts["I4"], rng)))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from recnb import RecnbError
-from recnb.lm.packed import using_attention
+from recnb.lm.packed import only_plain, using_attention
 
 
 class RaggedCache:
@@ -106,10 +106,7 @@ def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, cach
     Raises:
         RecnbError: the model's attention is more than plain causal attention.
     """
-    if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < cache.end):
-        raise RecnbError(
-            "this model's attention (soft cap, sinks or a sliding window) cannot be decoded here: take a Llama-like one"
-        )
+    only_plain(softcap, s_aux, sliding_window, cache.end)
     keys, values = cache.write(module.layer_idx, key[0], value[0])
     rows, heads, groups = len(cache.length), key.shape[1], query.shape[1] // key.shape[1]
     new = query[0].transpose(0, 1)  # [T, heads, d]

@@ -72,6 +72,14 @@ def next_logits(model, ids, real, keep):
     return out.logits[0].float()
 
 
+def only_plain(softcap, sinks, window, length):
+    """Raise if a model's attention is more than plain causal attention over so many tokens."""
+    if softcap is not None or sinks is not None or (window is not None and window < length):
+        raise RecnbError(
+            "this model's attention (soft cap, sinks or a sliding window) cannot be trained or decoded here: take a Llama-like one"
+        )
+
+
 def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, place=None, shape=None, sliding_window=None,
            softcap=None, s_aux=None, **unused):  # fmt: skip
     """Causal attention in transformers' attention interface: query, key, value [1, heads, T, d] -> [1, T, heads, d].
@@ -79,10 +87,7 @@ def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, plac
     Raises:
         RecnbError: the model's attention is more than plain causal attention.
     """
-    if softcap is not None or s_aux is not None or (sliding_window is not None and sliding_window < shape[1]):
-        raise RecnbError(
-            "this model's attention (soft cap, sinks or a sliding window) cannot be trained here: take a Llama-like one"
-        )
+    only_plain(softcap, s_aux, sliding_window, shape[1])
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -1,6 +1,5 @@
 """Requests for the RL stage: I0, I1 and I2 in equal parts, drawn from training histories."""
 
-from recnb import RecnbError
 from recnb.instructions.labels import draw_control, ranked_items
 from recnb.instructions.synthesis import scored_places
 from recnb.requests import Request
@@ -20,11 +19,8 @@ def rl_requests(count, users, histories, catalog, teacher, history_length, k_min
     Returns:
         List of ``count`` ``Request``; the six tasks take turns.
     """
-    users = [u for u in users if len(histories.train(u)) >= 2]
-    if not users:
-        raise RecnbError("no user has two training interactions: nothing to ask in the RL stage")
     requests = []
-    for user, position, score in scored_places(histories, users, teacher, rng):
+    for user, position, score in scored_places(histories, histories.training_users(users), teacher, rng):
         train = histories.train(user)
         seen, target = train[:position], int(train[position])
         ranked = ranked_items(score, seen, target)
