@@ -21,6 +21,7 @@ import tempfile
 import time
 import tracemalloc
 import warnings
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,7 +42,7 @@ from recnb.catalog import Catalog  # noqa: E402
 from recnb.instructions import synthesis  # noqa: E402
 from recnb.interactions import Histories  # noqa: E402
 from recnb.lm.constrained import CatalogAutomaton  # noqa: E402
-from recnb.lm.generation import decode  # noqa: E402
+from recnb.lm.generation import decode, request_prompt  # noqa: E402
 from recnb.lm.loading import mini_model  # noqa: E402
 from recnb.lm.losses import title_mask  # noqa: E402
 from recnb.lm.text import Codec  # noqa: E402
@@ -51,6 +52,7 @@ from recnb.ppo.trainer import train_ppo  # noqa: E402
 from recnb.sft import CompletionTrainer, encode  # noqa: E402
 from recnb.teacher.ranking import Teacher, leave_one_out  # noqa: E402
 from recnb.teacher.training import train_sasrec, untrained  # noqa: E402
+from recnb.workflow.execute import KEPT_MEMORY  # noqa: E402
 
 HERE = Path(__file__).parent
 CHAT = [("How do I boil an egg?", "Put it into boiling water for seven minutes."), ("Hello", "Good day to you.")]
@@ -189,57 +191,55 @@ def _titles(codec, world):
     return title_tokens(codec.tokenizer, world.catalog)
 
 
-def lists(world, batch=64, k=10):
+def lists(world, k=10):
     """Seconds of constrained lists, ours against generate with prefix_allowed_tokens_fn; the tokens must be the same."""
     rows = []
-    for whole, name in ((True, "titles as tokens"), (False, "sub-word titles")):
+    for whole, batch in ((True, 64), (False, 64), (False, 8)):
         model, codec = world.models[whole]
         automaton = CatalogAutomaton(codec, world.catalog)
         requests = synthesis.heldout_requests([], range(batch), "test", world.histories, world.catalog, world.teacher,
                                               world.profile.data, 0, k=k)  # fmt: skip
-        from recnb.lm.generation import request_prompt
-
         prompts = codec.prompts([request_prompt(r, world.catalog, 0) for r in requests])
-        longest = max(map(len, prompts))
         room = max(len(codec.tokenizer(f"\n10. {t}")["input_ids"]) for t in world.catalog.titles[1:]) * k + 2
-        ids = torch.tensor([[codec.pad] * (longest - len(p)) + p for p in prompts], device=model.device)
-        found = {}
-
-        def ours(model=model, codec=codec, prompts=prompts, automaton=automaton, requests=requests, room=room, found=found):
-            states = [automaton.start(k, r.seen) for r in requests]
-            found["ours"] = decode(model, codec, prompts, room, states=states)
-
-        def theirs(model=model, codec=codec, ids=ids, automaton=automaton, requests=requests, room=room, found=found,
-                   longest=longest):  # fmt: skip
-            states, done = [automaton.start(k, r.seen) for r in requests], [0] * len(requests)
-
-            def allowed(row, written):
-                for token in written[longest + done[row] :].tolist():
-                    states[row].advance(token)
-                    done[row] += 1
-                return states[row].allowed().tolist()
-
-            with torch.no_grad():
-                out = model.generate(ids, attention_mask=(ids != codec.pad).long(), max_new_tokens=room, do_sample=False,
-                                     pad_token_id=codec.pad, eos_token_id=codec.eos, prefix_allowed_tokens_fn=allowed)  # fmt: skip
-            answers = out[:, longest:].tolist()
-            found["theirs"] = [row[: row.index(codec.eos) + 1] for row in answers]
-
+        ours = partial(our_lists, model, codec, automaton, requests, prompts, room)
+        theirs = partial(their_lists, model, codec, automaton, requests, prompts, room)
         passes = []
         handle = model.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
-        counted = []
-        for work in (ours, theirs):
-            passes.clear()
-            work()
-            counted.append(len(passes))
+        found = ours()
+        mine = len(passes)
+        same = sum(a == b for a, b in zip(found, theirs(), strict=True))
+        other = len(passes) - mine
         handle.remove()
-        mine, other = turns(ours, theirs)
-        same = sum(a == b for a, b in zip(found["ours"], found["theirs"], strict=True))
-        tokens = sum(map(len, found["ours"])) / batch
-        rows.append((f"constrained lists of {k}, {name}: s a list", mine / batch, other / batch,
-                     f"{batch / mine:.0f} against {batch / other:.0f} lists/s, {tokens:.0f} tokens a list in "
-                     f"{counted[0]} passes against {counted[1]}; {same} of {batch} lists equal token by token"))  # fmt: skip
+        seconds = turns(ours, theirs)
+        tokens = sum(map(len, found)) / batch
+        rows.append((f"constrained lists of {k}, {'titles as tokens' if whole else 'sub-word titles'}, {batch} together: s a list",
+                     seconds[0] / batch, seconds[1] / batch,
+                     f"{batch / seconds[0]:.0f} against {batch / seconds[1]:.0f} lists/s, {tokens:.0f} tokens a list in "
+                     f"{mine} passes against {other}; {same} of {batch} lists equal token by token"))  # fmt: skip
     return rows + automaton_size()
+
+
+def our_lists(model, codec, automaton, requests, prompts, room):
+    """Constrained lists through ``decode``."""
+    return decode(model, codec, prompts, room, states=[automaton.start(r.k, r.seen) for r in requests])
+
+
+def their_lists(model, codec, automaton, requests, prompts, room):
+    """The same lists through transformers' generate, whose tokens the same automaton allows."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[codec.pad] * (longest - len(p)) + p for p in prompts], device=model.device)
+    states, done = [automaton.start(r.k, r.seen) for r in requests], [0] * len(requests)
+
+    def allowed(row, written):
+        for token in written[longest + done[row] :].tolist():
+            states[row].advance(token)
+            done[row] += 1
+        return states[row].allowed().tolist()
+
+    with torch.no_grad():
+        out = model.generate(ids, attention_mask=(ids != codec.pad).long(), max_new_tokens=room, do_sample=False,
+                             pad_token_id=codec.pad, eos_token_id=codec.eos, prefix_allowed_tokens_fn=allowed)  # fmt: skip
+    return [row[: row.index(codec.eos) + 1] for row in out[:, longest:].tolist()]
 
 
 def automaton_size(items=20_000, batch=64):
@@ -264,7 +264,7 @@ def automaton_size(items=20_000, batch=64):
     begin = time.perf_counter() - started
     spent = []
     for state in states:  # count what a row's state does while it decodes
-        for name in ("allowed", "advance", "forced"):
+        for name in ("allowed", "advance", "skip"):
             setattr(state, name, _counted(getattr(state, name), spent))
     started = time.perf_counter()
     decode(model, codec, prompts, 200, states=states)
@@ -290,7 +290,8 @@ def rollouts(world, steps=6):
     Building the trainers is part of both.
     """
     knobs = world.profile.ppo.model_copy(update={"steps": steps, "checkpoints": 1, "minibatches": 1, "epochs": 1})
-    requests = rl_requests(knobs.prompts * steps, range(len(world.histories)), world.histories, world.catalog, world.teacher, 10,
+    users = range(len(world.histories))
+    requests = rl_requests(knobs.prompts * steps, users, world.histories, world.catalog, world.teacher, world.profile.data,
                            knobs.k_min, knobs.k_max, np.random.default_rng(0))  # fmt: skip
     model, codec = world.models[True]
     new = 2 * knobs.k_max + 3
@@ -303,7 +304,6 @@ def rollouts(world, steps=6):
     def theirs():
         from peft import LoraConfig
 
-        from recnb.lm.generation import request_prompt
         from recnb.lm.parsing import parse
         from recnb.ppo.rewards import batch_scores
 
@@ -363,6 +363,8 @@ def main():
     parser.add_argument("--peers", default=str(HERE.parent / ".venv-bench" / "bin" / "python"), help="Python that has RecBole")
     parser.add_argument("--budget", type=float, default=150, help="seconds of training granted to RecBole")
     arguments = parser.parse_args()
+    if not set(KEPT_MEMORY) <= set(os.environ):  # both sides run as a notebook's kernel does; a process heeds them at its start
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEPT_MEMORY)
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)}")

@@ -34,13 +34,14 @@ from recnb.teacher.training import load_teacher
 
 
 def measure(model, codec, catalog, automaton, requests):
-    """Mean HR@10, control metric, RepeatItem and Seen of one task."""
+    """Mean HR@10, control metric, RepeatItem, InHistory and Seen of one task."""
     answers = LanguageModelRecommender(model, codec, catalog, automaton).recommend(requests)
     rows = []
     for request, answer in zip(requests, answers, strict=True):
         form = formatting(answer.items, request.k, request.history, request.seen)
         control = list(request.control.metrics(answer.items, request.k, catalog).values()) or [np.nan]
-        rows.append((accuracy(answer.items, request.target)["HR@10"], control[0], form["RepeatItem"], form["Seen"]))
+        row = (accuracy(answer.items, request.target)["HR@10"], control[0], form["RepeatItem"], form["InHistory"], form["Seen"])
+        rows.append(row)
     return np.mean(rows, axis=0)
 
 
@@ -75,16 +76,17 @@ def main():
     tuned = tuned.merge_and_unload() if changed.sft.rank else tuned
     users = np.sort(np.random.default_rng(1).choice(len(histories), min(arguments.users, len(histories)), replace=False))
     asked = {t: heldout_requests(TASKS[t], users, "test", histories, catalog, teacher, changed.data, changed.seed)
-             for t in ("I0", "I1+", "I1-", "I2~30")}  # fmt: skip
+             for t in ("I0", "I1+", "I1-", "I2<=20", "I2~30", "I2>=30")}  # fmt: skip
     free = {t: measure(tuned, codec, catalog, None, requests) for t, requests in asked.items()}
     constrained = measure(tuned, codec, catalog, CatalogAutomaton(codec, catalog), asked["I0"])
-    head = ["changed", "base s", "SL s", "validation loss", "HR@10 I0 free / constrained", "RepeatItem", "Seen", "TCP I1+",
-            "TCP I1-", "CPA about 30 %"]  # fmt: skip
+    head = ["changed", "base s", "SL s", "validation loss", "HR@10 I0 free / constrained", "RepeatItem", "InHistory", "Seen",
+            "TCP I1+", "TCP I1-", "CPA at most 20, about 30, at least 30 %"]  # fmt: skip
     print("|", " | ".join(head), "|")
     print("|" + "---|" * len(head))
     print(f"| {' '.join(arguments.set) or 'nothing'} | {base_seconds:.0f} | {seconds:.0f} | {loss:.3f} "
-          f"| {free['I0'][0]:.3f} / {constrained[0]:.3f} | {free['I0'][2]:.1%} | {free['I0'][3]:.1%} "
-          f"| {free['I1+'][1]:.1%} | {free['I1-'][1]:.1%} | {free['I2~30'][1]:.1%} |")  # fmt: skip
+          f"| {free['I0'][0]:.3f} / {constrained[0]:.3f} | {free['I0'][2]:.1%} | {free['I0'][3]:.1%} | {free['I0'][4]:.1%} "
+          f"| {free['I1+'][1]:.1%} | {free['I1-'][1]:.1%} "
+          f"| {' / '.join(f'{free[t][1]:.1%}' for t in ('I2<=20', 'I2~30', 'I2>=30'))} |")  # fmt: skip
 
 
 if __name__ == "__main__":

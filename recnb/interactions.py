@@ -66,6 +66,11 @@ class Histories:
             raise RecnbError("no user has two training interactions: there is nothing to learn from")
         return found
 
+    def draw_target(self, user, latest_share, rng):
+        """A position within the latest share of a user's training part, never the first one: something comes before it."""
+        length = len(self.train(user))
+        return int(rng.integers(max(1, int(length * (1 - latest_share))), length))
+
     def seen(self, user, split):
         """Items a request of this split may not be answered with: everything before its target."""
         return self.items[user][: -1 if split == "test" else -2]

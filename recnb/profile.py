@@ -42,6 +42,9 @@ class Data(Section):
     """Users and items with fewer interactions are removed until none is left (at least 3 per user are needed)."""
     history_length: int = Field(10, ge=1)
     """A prompt shows at most this many of a user's latest items (paper: 10)."""
+    latest_share: float = Field(1.0, gt=0, le=1)
+    """Targets of instructions and RL requests are drawn from this latest share of a user's training part. A test request
+    comes at the very end of a history, where much has been seen already."""
     synthetic_users: int = Field(240, ge=10)
     """Users of the synthetic dataset."""
     synthetic_items: int = Field(120, ge=20)

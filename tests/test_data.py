@@ -113,3 +113,12 @@ def test_tabular_works(tmp_path):
     assert catalog.titles[1:] == ["One", "Two", "Three"] and len(histories) == 3
     with pytest.raises(RecnbError, match="items.csv does not exist"):
         tabular.read(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.01])
+def test_training_targets_come_from_the_latest_share_of_the_training_part(share):
+    histories = Histories([np.arange(1, 43), np.arange(1, 5)])
+    rng = np.random.default_rng(0)
+    drawn = {user: {histories.draw_target(user, share, rng) for _ in range(500)} for user in (0, 1)}
+    first = {1.0: 1, 0.5: 20, 0.01: 39}[share]
+    assert drawn == {0: set(range(first, 40)), 1: {1}}

@@ -17,7 +17,7 @@ from recnb.lm.cache import mix
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.generation import Draft, LanguageModelRecommender, beam_search, decode, recommend_together
 from recnb.lm.losses import chosen_and_entropy, next_token_loss
-from recnb.lm.packed import next_logits
+from recnb.lm.packed import next_logits, pack_answers, packed_attention
 from recnb.lm.parsing import parse, titles_of
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer
@@ -108,7 +108,7 @@ def test_a_model_with_attention_of_its_own_is_refused():
     from transformers import BloomConfig, BloomForCausalLM
 
     model = BloomForCausalLM(BloomConfig(vocab_size=20, hidden_size=16, n_layer=1, n_head=2)).eval()
-    with pytest.raises(RecnbError, match="computes attention in its own way"):
+    with pytest.raises(RecnbError, match="its own way"):
         decode(model, SimpleNamespace(pad=0, eos=1), [[5, 6]], 3)
 
 
@@ -199,6 +199,29 @@ def test_rows_that_end_early_leave_the_others_alone(list_writer, world):
     assert [len(parse(codec.decode(row), world[0]).items) for row in together] == lengths
 
 
+def test_sampling_draws_each_token_as_often_as_its_probability():
+    from recnb.lm.generation import _sample
+
+    shares = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
+    drawn = _sample(shares.expand(60_000, -1), torch.Generator().manual_seed(0))
+    found = drawn.bincount(minlength=6) / len(drawn)
+    assert torch.allclose(found, shares, atol=0.01) and (found[shares == 0] == 0).all()
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0])
+def test_sampling_never_draws_what_has_no_probability(number, monkeypatch):
+    """At the ends of the unit interval (1 stands for a product rounded up) and with sums that do not reach 1."""
+    from recnb.lm.generation import _sample
+
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(*shape, number))
+    shares = torch.tensor([[0.0, 0.7, 0.2999, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    assert (shares.gather(1, _sample(shares, None)[:, None]) > 0).all()
+
+
+def places(state):
+    return state.node, state.n, state.done, state.queue, state.left.tolist()
+
+
 def test_forced_tokens_are_those_with_one_way_on():
     """Titles that are prefixes of each other; the walk takes one allowed token at a time."""
     catalog = Catalog(["a", "a b", "a b c", "dragon", "drum"], [{"A"}] * 5)
@@ -215,6 +238,11 @@ def test_forced_tokens_are_those_with_one_way_on():
                 ahead.advance(expected[-1])
             assert expected[: len(forced)] == forced
             assert bool(forced) == bool(expected)
+            skipped, walked = copy.deepcopy(state), copy.deepcopy(state)
+            assert skipped.skip() == forced
+            for token in forced:
+                walked.advance(token)
+            assert places(skipped) == places(walked)
             state.advance(int(rng.choice(state.allowed())))
             steps += 1
         assert steps > 3
@@ -370,27 +398,61 @@ def test_a_base_of_few_steps_trains(language_model, world, smoke, steps):
     assert rows[-1]["step"] == steps and np.isfinite(rows[-1]["loss"])
 
 
-@pytest.mark.parametrize("left", [True, False])
-def test_packed_logits_equal_padded_ones(left):
-    """Gradients too, with grouped keys and values, whatever side the padding is on."""
+@pytest.fixture
+def grouped():
+    """A Llama whose heads share keys and values."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                          num_key_value_heads=2, attn_implementation="eager")  # fmt: skip
-    model = LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)
+
+
+def padded_logits(model, ids, real):
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    return model(input_ids=ids, attention_mask=real.long(), position_ids=positions).logits
+
+
+def key_gradient(model, logits):
+    return torch.autograd.grad(logits.logsumexp(-1).sum(), model.model.layers[0].self_attn.k_proj.weight)[0]
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_packed_logits_equal_padded_ones(grouped, left):
+    """Gradients too, with grouped keys and values, whatever side the padding is on."""
     lengths, width = [3, 9, 6, 1], 9
     ids = torch.randint(1, 50, (4, width))
     real = torch.arange(width) < torch.tensor(lengths)[:, None]
     real = real.flip(1) if left else real
     keep = real & (torch.rand(4, width) < 0.6)
-    packed = next_logits(model, ids, real, keep)
-    positions = (real.cumsum(1) - 1).clamp(min=0)
-    padded = model(input_ids=ids, attention_mask=real.long(), position_ids=positions).logits[keep]
-    assert torch.allclose(packed, padded, atol=1e-5) and model.config._attn_implementation == "eager"
-    gradients = [torch.autograd.grad(x.logsumexp(-1).sum(), model.model.layers[0].self_attn.k_proj.weight)[0]
-                 for x in (packed, padded)]  # fmt: skip
-    assert torch.allclose(*gradients, atol=1e-5)
+    packed = next_logits(grouped, ids, real, keep)
+    padded = padded_logits(grouped, ids, real)[keep]
+    assert torch.allclose(packed, padded, atol=1e-5) and grouped.config._attn_implementation == "eager"
+    assert torch.allclose(key_gradient(grouped, packed), key_gradient(grouped, padded), atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_answers_behind_one_prompt_equal_answers_alone(grouped, fused, monkeypatch):
+    """Each prompt once, in whatever order its answers come: logits before each answer token, and gradients."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", fused)  # the fused path, which a GPU takes
+    prompts = torch.tensor([7, 3, 7, 5, 3, 7])
+    texts = {3: [4, 9, 11], 5: [8], 7: [21, 22, 23, 24, 25]}
+    answers = [[1, 2], [3], [1, 2, 30, 31], [5, 6, 7], [40, 41, 42], [2]]
+    ids, real = torch.zeros(6, 9, dtype=torch.long), torch.zeros(6, 9, dtype=torch.bool)
+    for row, (number, tokens) in enumerate(zip(prompts.tolist(), answers, strict=True)):
+        ids[row, 5 - len(texts[number]) : 5 + len(tokens)] = torch.tensor(texts[number] + tokens)
+        real[row, 5 - len(texts[number]) : 5 + len(tokens)] = True
+    packed, before = pack_answers(ids, real, real[:, 5:], prompts)
+    assert packed["input_ids"].shape[1] == 9 + sum(len(a) - 1 for a in answers)
+    with packed_attention(grouped):
+        found = grouped(**packed).logits[0, before]
+    keep = torch.zeros_like(real)
+    keep[:, 4:-1] = real[:, 5:]
+    monkeypatch.undo()
+    expected = padded_logits(grouped, ids, real)[keep]
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(key_gradient(grouped, found), key_gradient(grouped, expected), atol=1e-5)
 
 
 def test_completion_loss_equals_the_full_loss(language_model, tmp_path):

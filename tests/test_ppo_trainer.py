@@ -9,14 +9,14 @@ from recnb.artifacts import Stage
 from recnb.lm.losses import title_mask
 from recnb.lm.tokenizer import title_tokens
 from recnb.ppo.prompts import rl_requests
-from recnb.ppo.trainer import both_trainable, pad_batch, train_ppo, with_adapters
+from recnb.ppo.trainer import both_trainable, merged, pad_batch, train_ppo, with_adapters
 from recnb.sft import train_sft
 
 
 @pytest.fixture
 def setup(language_model, world, teacher, smoke):
     model, codec = language_model
-    requests = rl_requests(24, range(50), world[1], world[0], teacher, 6, 2, 4, np.random.default_rng(0))
+    requests = rl_requests(24, range(50), world[1], world[0], teacher, smoke.data, 2, 4, np.random.default_rng(0))
     knobs = smoke.ppo.model_copy(update={"steps": 2, "prompts": 4, "samples": 2, "epochs": 2, "minibatches": 1, "checkpoints": 1})
     return copy.deepcopy(model), codec, requests, knobs
 
@@ -42,6 +42,25 @@ def test_ppo_updates_actor_critic_and_head_but_not_the_reference(setup, world, t
     heads = [v for k, v in state.items() if "v_head" in k and "critic" in k and k.endswith("weight")]
     assert heads and heads[0].abs().max() > 0, "the value head learns"
     assert (tmp_path / "actor" / "adapter_model.safetensors").is_file() and not (tmp_path / "checkpoints" / "run").exists()
+
+
+def test_sampling_uses_the_merged_adapter_and_gives_the_weights_back(setup):
+    model, codec, _, _ = setup
+    peft = with_adapters(copy.deepcopy(model), 4, 8).eval()
+    for name, weight in peft.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    before = {name: weight.clone() for name, weight in peft.state_dict().items()}
+    prompt = torch.tensor([codec.prompt("hello")])
+    with torch.no_grad():
+        apart = peft(input_ids=prompt).logits
+        with merged(peft, "actor"):
+            together = peft(input_ids=prompt).logits
+        assert torch.allclose(apart, together, atol=1e-4)
+        with peft.disable_adapter():
+            assert not torch.allclose(apart, peft(input_ids=prompt).logits, atol=1e-2)
+        assert torch.equal(apart, peft(input_ids=prompt).logits)
+    assert all(torch.equal(before[name], weight) for name, weight in peft.state_dict().items())
 
 
 def test_joint_backward_gives_the_single_adapter_gradient(setup):

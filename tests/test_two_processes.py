@@ -58,7 +58,7 @@ def two_steps(rank, world_size, port, folder):
     model = mini_model(len(codec.tokenizer), profile.model, codec, 0)
     greedy = trainer.decode
     trainer.decode = lambda m, c, prompts, new, *_, **__: greedy(m, c, prompts, new)
-    requests = rl_requests(16, range(50), histories, catalog, teacher, 6, 2, 4, np.random.default_rng(0))
+    requests = rl_requests(16, range(50), histories, catalog, teacher, profile.data, 2, 4, np.random.default_rng(0))
     prompts = 8 // world_size
     knobs = profile.ppo.model_copy(update={"steps": 2, "prompts": prompts, "samples": 2, "epochs": 1, "minibatches": 1,
                                            "checkpoints": 1, "learning_rate": 0.01, "critic_learning_rate": 0.01})  # fmt: skip

@@ -35,7 +35,7 @@ def samples(histories, catalog, count, data_knobs, seed):
     rows = []
     for number, user in enumerate(rng.choice(histories.training_users(), size=count)):
         items = histories.train(user)
-        place = int(rng.integers(1, len(items)))
+        place = histories.draw_target(user, data_knobs.latest_share, rng)
         shown, target = items[max(0, place - data_knobs.history_length) : place].tolist(), int(items[place])
         own, liked = sorted(catalog.categories[target]), frequent_categories(shown, catalog)
         if number % 3 == 1 and liked:

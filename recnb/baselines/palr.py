@@ -28,7 +28,7 @@ def samples(histories, catalog, count, knobs, data_knobs, seed):
     rows = []
     for user in rng.choice(histories.training_users(), size=count):
         items = histories.train(user)
-        place = int(rng.integers(1, len(items)))
+        place = histories.draw_target(user, data_knobs.latest_share, rng)
         labels = items[place : place + int(rng.integers(1, knobs.k_max + 1))].tolist()
         shown = items[max(0, place - data_knobs.history_length) : place].tolist()
         candidates = None

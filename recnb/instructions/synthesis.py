@@ -60,7 +60,7 @@ def synthesize(histories, catalog, teacher, knobs, data_knobs, seed, batch=512):
     if max(knobs.k_max, 1) > len(catalog):
         raise RecnbError(f"instructions.k_max ({knobs.k_max}) is larger than the catalogue ({len(catalog)} items)")
     chat = iter(_endless(conversations(data_knobs.dataset, knobs.chat_words, counts["I4"], rng)))
-    places = scored_places(histories, users, teacher, rng, batch)
+    places = scored_places(histories, users, teacher, rng, data_knobs.latest_share, batch)
     for task in tasks:
         if task == "I4":
             yield _chat_sample(*next(chat))
@@ -70,10 +70,10 @@ def synthesize(histories, catalog, teacher, knobs, data_knobs, seed, batch=512):
             yield _history_sample(task, places, histories, catalog, knobs, data_knobs, rng)
 
 
-def scored_places(histories, users, teacher, rng, batch=512):
+def scored_places(histories, users, teacher, rng, latest_share, batch=512):
     """Endless (user, position of the target within the training part, the teacher's scores there)."""
     while True:
-        drawn = [(int(u), int(rng.integers(1, len(histories.train(u))))) for u in rng.choice(users, size=batch)]
+        drawn = [(int(u), histories.draw_target(u, latest_share, rng)) for u in rng.choice(users, size=batch)]
         scores = teacher.scores([histories.train(u)[:t] for u, t in drawn])
         yield from ((user, position, row) for (user, position), row in zip(drawn, scores, strict=True))
 

@@ -102,19 +102,33 @@ def base_loss(model, rows, pad, is_title, repeat_weight):
     return next_token_loss(logits, ids, keep.nonzero() + torch.tensor([0, 1], device=model.device), is_title, repeat_weight)
 
 
-def title_vectors(model, titles, teacher):
-    """Start title embeddings as the teacher's item vectors, scaled to the size of the other tokens' vectors.
+def known_vectors(model, tokenizer, titles, teacher, catalog, seed):
+    """Start embeddings with what is known of the items: a title's with the teacher's vector and its categories' codes.
+
+    The first dimensions of a title are the teacher's vector, scaled to the size of the other tokens' vectors. The rest is random,
+    which tells like titles apart; half of its variance becomes the sum of the codes, random vectors, of the item's categories. The
+    token of a category's name gets the same code.
 
     Args:
         model: mini model, changed in place.
+        tokenizer: its tokenizer.
         titles: title token of each item [N+1].
-        teacher: trained ``Teacher``; its width may be smaller than the model's (the rest stays as it was).
+        teacher: trained ``Teacher``; its width may be smaller than the model's.
+        catalog: ``Catalog``.
+        seed: draws the codes.
     """
     table = model.get_input_embeddings().weight
-    vectors = teacher.model.item.weight.detach()[1:].to(table.device)
+    vectors = teacher.model.item.weight.detach()[1:]
+    width, vocabulary = vectors.shape[1], tokenizer.get_vocab()
+    names = [vocabulary[name] for name in catalog.names]
+    member = torch.tensor([[name in own for name in catalog.names] for own in catalog.categories[1:]], dtype=torch.float32)
+    codes = torch.randn(len(names), table.shape[1] - width, generator=torch.Generator().manual_seed(seed))
+    shared = (member - member.mean(0)) @ codes
     with torch.no_grad():
-        scale = table.std() / vectors.std()
-        table[torch.tensor(titles[1:]), : vectors.shape[1]] = vectors * scale
+        scale, tokens = table.std().cpu(), torch.tensor(titles[1:])
+        table[tokens, :width] = (vectors * scale / vectors.std()).to(table.device)
+        for rows, code in ((tokens, shared / shared.std()), (torch.tensor(names), codes)):
+            table[rows, width:] = (table[rows, width:] + (code * scale).to(table.device)) / 2**0.5
 
 
 def make_base(profile, folder, histories, catalog, chat, teacher, inputs, log=lambda row: None):
@@ -148,7 +162,7 @@ def make_base(profile, folder, histories, catalog, chat, teacher, inputs, log=la
     codec, titles = Codec(tokenizer), title_tokens(tokenizer, catalog)
     model = mini_model(len(tokenizer), profile.model, codec, profile.seed)
     if profile.base.teacher_embeddings:
-        title_vectors(model, titles, teacher)
+        known_vectors(model, tokenizer, titles, teacher, catalog, profile.seed)
     rows = []
     train_base(model, codec, titles, histories, catalog, chat, profile.base, profile.seed,
                lambda row: (rows.append(row), log(row)), autocast=profile.model.autocast)  # fmt: skip

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from recnb import RecnbError
-from recnb.lm.packed import only_plain, using_attention
+from recnb.lm.packed import ending_at, only_plain, using_attention
 
 
 class RaggedCache:
@@ -90,9 +90,8 @@ def feed(model, cache, rows, keep):
         starts.append(total)
         total += m
     ids = torch.tensor([[token for row in rows for token in row]], device=cache.device)
-    with using_attention(model, "recnb_cached"):
-        logits = model(input_ids=ids, position_ids=cache.position[None], use_cache=False, cache=cache,
-                       logits_to_keep=torch.tensor(kept, device=cache.device)).logits[0]  # fmt: skip
+    with using_attention(model, "recnb_cached"), ending_at(model, torch.tensor(kept, device=cache.device)):
+        logits = model(input_ids=ids, position_ids=cache.position[None], use_cache=False, cache=cache).logits[0]
     if any(states is None for states in cache.keys):
         raise RecnbError("this model computes attention in its own way and cannot be decoded here: take a Llama-like one")
     cache.length = cache.length + counts
@@ -138,7 +137,7 @@ def mix(query, keys, values, visible, scaling, fused):
                                                enable_gqa=groups > 1)  # fmt: skip
         return mixed.unflatten(1, (heads, groups))
     scores = (query * scaling).flatten(2, 3) @ keys.transpose(2, 3)
-    scores = scores.unflatten(2, (groups, width)).masked_fill(~visible[:, :, None], float("-inf"))
+    scores = scores.unflatten(2, (groups, width)).masked_fill_(~visible[:, :, None], float("-inf"))
     mixed = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype).flatten(2, 3) @ values
     return mixed.unflatten(2, (groups, width))
 

@@ -142,21 +142,32 @@ class RowState:
 
     def forced(self):
         """The tokens that must come next, whatever the model says, up to the next choice; the state stays as it is."""
-        if self.done:
-            return []
+        return self._ahead()[0]
+
+    def skip(self):
+        """Take the forced tokens and return them."""
+        tokens, self.node, ended = self._ahead()
+        if ended:
+            self._end_title()
+        self.queue = []
+        return tokens
+
+    def _ahead(self):
+        """The forced tokens, the node after them, and whether a title ends among them."""
         tokens, node = list(self.queue), self.node
-        if tokens:
-            return tokens
+        if self.done or tokens:
+            return ([] if self.done else tokens), node, False
         while True:
             tokens += self.a.ahead[node]
             node = self.a.after[node]
-            nodes = self.a.child_nodes[node]
-            open_ = np.flatnonzero(self.left[nodes] > 0)
-            complete = self._complete(node)
+            open_, complete = (), True  # a leaf, reached through allowed tokens: the usual case, in which nothing need be counted
+            if self.a.children[node]:
+                nodes = self.a.child_nodes[node]
+                open_, complete = np.flatnonzero(self.left[nodes] > 0), self._complete(node)
             if len(open_) + complete != 1:
-                return tokens
+                return tokens, node, False
             if complete:
-                return [*tokens, self.a.eos] if self.n + 1 == self.k else [*tokens, *self.a.numbers[self.n + 1]]
+                return [*tokens, *([self.a.eos] if self.n + 1 == self.k else self.a.numbers[self.n + 1])], node, True
             tokens.append(int(self.a.child_tokens[node][open_[0]]))
             node = int(nodes[open_[0]])
 
@@ -175,6 +186,10 @@ class RowState:
         if token in self.a.children[self.node]:
             self.node = self.a.children[self.node][token]
             return
+        self._end_title()
+
+    def _end_title(self):
+        """The title at this node is listed; the next number's first token was taken with it."""
         item = self.a.item_at[self.node]
         if not self.repeats:
             self.ban(item)

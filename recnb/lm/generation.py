@@ -5,6 +5,7 @@ Most tokens of a list are no choice at all: the number of a line, the rest of a 
 guesses, checked against what the model then chooses itself, so that the answer is the model's own, token for token.
 """
 
+import numpy as np
 import torch
 
 from recnb import RecnbError
@@ -104,7 +105,7 @@ def _choose(logits, starts, fed, sure, temperature, generator, eos, states):
         if states and any(states):
             scores = _masked(scores, [states[i] for i in rows])
         if temperature:
-            tokens = torch.multinomial(torch.softmax(scores / temperature, -1), 1, generator=generator)[:, 0]
+            tokens = _sample(torch.softmax(scores / temperature, -1), generator)
         else:
             tokens = scores.argmax(-1)
         still = []
@@ -117,14 +118,24 @@ def _choose(logits, starts, fed, sure, temperature, generator, eos, states):
     return chosen
 
 
+def _sample(probabilities, generator):
+    """One token [R] from each row's distribution [R, V]: where a uniform number falls among the sums of probabilities.
+
+    torch.multinomial draws a number for every token of the vocabulary, which took a third of decoding.
+    """
+    sums = probabilities.cumsum(-1)
+    total = sums[:, -1:].contiguous()
+    falls = torch.rand(total.shape, generator=generator, device=total.device) * total
+    # A number rounded up to the whole sum would fall behind the last token that has any probability.
+    return torch.minimum(torch.searchsorted(sums, falls, right=True), torch.searchsorted(sums, total))[:, 0]
+
+
 def _next_tokens(tokens, state, draft):
     """What to feed after the tokens just chosen, and how many of it are certain."""
     if state is not None:
         state.advance(tokens[-1])
-        forced = state.forced()
-        for token in forced:
-            state.advance(token)
-        return [tokens[-1], *forced], 1 + len(forced)
+        fed = [tokens[-1], *state.skip()]
+        return fed, len(fed)
     if draft is None:
         return tokens[-1:], 1
     for token in tokens:
@@ -133,10 +144,14 @@ def _next_tokens(tokens, state, draft):
 
 
 def _masked(logits, states):
-    masked = torch.full_like(logits, float("-inf"))
-    for row, state in enumerate(states):
-        allowed = slice(None) if state is None else torch.from_numpy(state.allowed()).to(logits.device)
-        masked[row, allowed] = logits[row, allowed]
+    """Logits [R, V] with -inf on what a row's state does not allow; rows without a state stay as they are."""
+    guided = [row for row, state in enumerate(states) if state is not None]
+    allowed = [states[row].allowed() for row in guided]
+    rows = torch.from_numpy(np.repeat(guided, [len(tokens) for tokens in allowed])).to(logits.device)
+    tokens = torch.from_numpy(np.concatenate(allowed)).to(logits.device)
+    masked = logits.clone()
+    masked[guided] = float("-inf")
+    masked[rows, tokens] = logits[rows, tokens]
     return masked
 
 
@@ -237,8 +252,8 @@ def recommend_together(recommenders, requests, progress=lambda done, total: None
     """The answers of one model decoding in several ways, each prompt read only once.
 
     Args:
-        recommenders: ``LanguageModelRecommender``s of the same model and prompts; the first one's batch size counts: the
-            answers decoded together, of all ways.
+        recommenders: ``LanguageModelRecommender``s of the same model and prompts; the first one's batch size counts, the
+            answers decoded together, of all ways, and its room for a line.
 
     Returns:
         A list of ``Response`` for each recommender, in the order of the requests.
@@ -252,12 +267,12 @@ def recommend_together(recommenders, requests, progress=lambda done, total: None
         rows = order[start : start + size]
         guides = [recommender.guides([requests[i] for i in rows]) for recommender in recommenders]
         states, drafts = (sum(parts, []) for parts in zip(*guides, strict=True))
-        room = (max(requests[i].k for i in rows) + 1) * max(r.per_line for r in recommenders) + 1
-        answers = iter(decode(first.model, first.codec, [prompts[i] for i in rows] * len(recommenders), room, states=states,
-                              drafts=drafts))  # fmt: skip
+        room = {i: (requests[i].k + 1) * first.per_line + 1 for i in rows}
+        answers = iter(decode(first.model, first.codec, [prompts[i] for i in rows] * len(recommenders), max(room.values()),
+                              states=states, drafts=drafts))  # fmt: skip
         for answered in responses:
             for i in rows:
-                tokens = next(answers)
+                tokens = next(answers)[: room[i]]  # an answer without an end must not depend on its neighbours
                 answered[i] = parse(first.codec.decode(tokens), first.catalog, len(tokens))
         progress(min(start + size, len(order)), len(order))
     return responses
@@ -265,7 +280,5 @@ def recommend_together(recommenders, requests, progress=lambda done, total: None
 
 def request_prompt(request, catalog, seed):
     """The prompt text of a request; the wording of its intention depends on the seed and the user alone."""
-    import numpy as np
-
     rng = np.random.default_rng([seed, 107, request.user + 1])
     return render(request.control, list(request.history), request.k, catalog, rng)

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from recnb import RecnbError
 
@@ -30,13 +33,55 @@ def pack(ids, real):
 
     Returns:
         Dict: input_ids and position_ids [1, T]; place int [T], where each token stands in the S x longest samples that
-        attention sees; shape, those two numbers. Tokens come in the order of ``real.nonzero()``.
+        attention sees; shape, those two numbers; hidden, None. Tokens come in the order of ``real.nonzero()``.
     """
     sample, column = real.nonzero(as_tuple=True)
     position = (real.cumsum(1) - 1)[sample, column]
     longest = int(position.max()) + 1
     return {"input_ids": ids[sample, column][None], "position_ids": position[None],
-            "place": sample * longest + position, "shape": (len(ids), longest)}  # fmt: skip
+            "place": sample * longest + position, "shape": (len(ids), longest), "hidden": None}  # fmt: skip
+
+
+def pack_answers(ids, real, answer, prompt):
+    """Like ``pack``, for answers that share prompts: each prompt comes once, with all its answers behind it.
+
+    Args:
+        ids: int [S, P + T], prompts padded on the left, answers on the right.
+        real: bool [S, P + T], False on padding.
+        answer: bool [S, T], True on an answer's tokens.
+        prompt: int [S], a number of each sample's prompt; equal numbers mean equal prompts.
+
+    Returns:
+        ``(arguments, before)``: what ``pack`` returns, with hidden bool [prompts, 1, longest, longest], True where a token
+        (third axis) must not look at another; and int [R], for each answer token the place of the token before it.
+    """
+    start = real.shape[1] - answer.shape[1]
+    each = torch.arange(len(ids), device=ids.device)
+    _, tree = prompt.unique(return_inverse=True)
+    first = torch.full_like(tree, len(ids)).scatter_reduce(0, tree, each, "amin")[tree]  # the sample that stands for its prompt
+    fed = real.clone()
+    fed[:, :start] &= (first == each)[:, None]
+    fed[:, start:-1] &= answer[:, 1:]  # nothing is predicted from an answer's last token
+    fed[:, -1] = False
+    sample, column = fed.nonzero(as_tuple=True)
+    order = tree[sample].argsort(stable=True)
+    sample, column = sample[order], column[order]
+    number = torch.arange(len(sample), device=ids.device)
+    sizes = tree[sample].bincount()
+    offset = number - (sizes.cumsum(0) - sizes)[tree[sample]]
+    trees, longest = len(sizes), int(sizes.max())
+    place = tree[sample] * longest + offset
+    branch = torch.zeros(trees * longest, dtype=torch.long, device=ids.device)
+    branch[place] = torch.where(column < start, 0, sample + 1)
+    branch = branch.view(trees, longest)
+    hidden = (branch[:, None, :] != 0) & (branch[:, None, :] != branch[:, :, None])
+    hidden |= torch.ones(longest, longest, dtype=torch.bool, device=ids.device).triu(1)
+    found = torch.zeros_like(ids)
+    found[sample, column] = number
+    before = torch.cat([found[first, start - 1][:, None], found[:, start:-1]], 1)[answer]
+    arguments = {"input_ids": ids[sample, column][None], "position_ids": (real.cumsum(1) - 1)[sample, column][None],
+                 "place": place, "shape": (trees, longest), "hidden": hidden[:, None]}  # fmt: skip
+    return arguments, before
 
 
 @contextmanager
@@ -67,9 +112,41 @@ def next_logits(model, ids, real, keep):
     Returns:
         float32 [R, V], in the order of ``keep.nonzero()``.
     """
-    with packed_attention(model):
-        out = model(**pack(ids, real), logits_to_keep=keep[real].nonzero()[:, 0], use_cache=False)
-    return out.logits[0].float()
+    with packed_attention(model), ending_at(model, keep[real].nonzero()[:, 0]):
+        return model(**pack(ids, real), use_cache=False).logits[0].float()
+
+
+@contextmanager
+def ending_at(model, places):
+    """Within it, only these places [R] of a pass leave the last layer, and go on to final norm and LM head.
+
+    The last layer's attention still reads every place; its feed-forward part, the larger one, works on the R alone. Layers that are
+    not built like Llama's run as they are, and give up the other places at their end.
+
+    Raises:
+        RecnbError: the model is not a stack of such layers at all.
+    """
+    if not hasattr(model.get_decoder(), "layers"):
+        raise RecnbError("this model is built in its own way and cannot be trained or decoded here: take a Llama-like one")
+    last = model.get_decoder().layers[-1]
+
+    def shortened(hidden_states, **arguments):
+        mixed, _ = last.self_attn(hidden_states=last.input_layernorm(hidden_states), **arguments)
+        kept = hidden_states[:, places] + mixed[:, places]
+        return kept + last.mlp(last.post_attention_layernorm(kept))
+
+    if type(last) in (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer):
+        last.forward = shortened
+        try:
+            yield
+        finally:
+            del last.forward
+    else:
+        handle = last.register_forward_hook(lambda layer, arguments, out: out[:, places])
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def only_plain(softcap, sinks, window, length):
@@ -80,8 +157,8 @@ def only_plain(softcap, sinks, window, length):
         )
 
 
-def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, place=None, shape=None, sliding_window=None,
-           softcap=None, s_aux=None, **unused):  # fmt: skip
+def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, place=None, shape=None, hidden=None,
+           sliding_window=None, softcap=None, s_aux=None, **unused):  # fmt: skip
     """Causal attention in transformers' attention interface: query, key, value [1, heads, T, d] -> [1, T, heads, d].
 
     Raises:
@@ -100,10 +177,12 @@ def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, plac
 
     query, key, value = unpacked(query), unpacked(key), unpacked(value)
     if query.is_cuda:
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+        visible = None if hidden is None else ~hidden
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=hidden is None, scale=scaling)
     else:  # PyTorch's fused attention is slower than this on CPUs without matrix units
-        later = torch.ones(longest, longest, dtype=torch.bool, device=query.device).triu(1)
-        scores = ((query * scaling) @ key.transpose(2, 3)).masked_fill(later, float("-inf"))
+        if hidden is None:
+            hidden = torch.ones(longest, longest, dtype=torch.bool, device=query.device).triu(1)
+        scores = ((query * scaling) @ key.transpose(2, 3)).masked_fill(hidden, float("-inf"))
         mixed = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ value
     return mixed.transpose(1, 2).reshape(samples * longest, *mixed.shape[1:2], -1)[place][None], None
 

@@ -7,12 +7,13 @@ from recnb.requests import Request
 TASKS = ["I0", "I1+", "I1-", "I2<=", "I2>=", "I2~"]
 
 
-def rl_requests(count, users, histories, catalog, teacher, history_length, k_min, k_max, rng):
+def rl_requests(count, users, histories, catalog, teacher, data_knobs, k_min, k_max, rng):
     """Draw requests whose target lies in the training part.
 
     Args:
         count: number of requests.
         users: ids to draw from.
+        data_knobs: the ``data`` section of a profile, for history_length and latest_share.
         k_min, k_max: k is uniform between them.
         rng: NumPy generator.
 
@@ -20,7 +21,8 @@ def rl_requests(count, users, histories, catalog, teacher, history_length, k_min
         List of ``count`` ``Request``; the six tasks take turns.
     """
     requests = []
-    for user, position, score in scored_places(histories, histories.training_users(users), teacher, rng):
+    learnable = histories.training_users(users)
+    for user, position, score in scored_places(histories, learnable, teacher, rng, data_knobs.latest_share):
         train = histories.train(user)
         seen, target = train[:position], int(train[position])
         ranked = ranked_items(score, seen, target)
@@ -28,7 +30,7 @@ def rl_requests(count, users, histories, catalog, teacher, history_length, k_min
         if control is None:
             continue
         k = int(rng.integers(k_min, k_max + 1))
-        history = tuple(int(i) for i in seen[-history_length:])
+        history = tuple(int(i) for i in seen[-data_knobs.history_length :])
         requests.append(Request(user, history, tuple(int(i) for i in seen), control, k, target))
         if len(requests) == count:
             return requests

@@ -8,19 +8,21 @@ reference of Equation 6.
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from trl import GRPOConfig, GRPOTrainer
 
 from recnb.artifacts import FINISHED, write_json
 from recnb.lm.generation import decode, drafting, request_prompt
 from recnb.lm.loading import adapted
 from recnb.lm.losses import chosen_and_entropy
-from recnb.lm.packed import next_logits, pack, packed_attention
+from recnb.lm.packed import ending_at, pack_answers, packed_attention
 from recnb.lm.parsing import parse
 from recnb.ppo import ppo_math
 from recnb.ppo.rewards import batch_scores
@@ -47,6 +49,22 @@ def both_trainable(model):
     """Switching adapters freezes the other one, silently: after every switch both must be made trainable again."""
     model.set_requires_grad(["actor", "critic"], True)
     return model
+
+
+@contextmanager
+def merged(model, adapter):
+    """Within it an adapter is part of the weights, as fast as none; afterwards the weights are back, bit for bit."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    before = [weight.data for weight in weights]
+    for layer, weight in zip(layers, weights, strict=True):
+        weight.data = weight.data + layer.get_delta_weight(adapter).to(weight.dtype)
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for weight, kept in zip(weights, before, strict=True):
+            weight.data = kept
 
 
 def score_answers(requests, responses, teacher, catalog, fidelity):
@@ -98,9 +116,11 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
             both_trainable(model).set_adapter("actor")
             model.eval()
             drafts = [self.draft(r.k) for r in requests] if self.draft else None
-            answers = decode(model, self.codec, prompts, self.max_new, self.knobs.temperature, self.generator, drafts=drafts)
+            with merged(model, "actor"):
+                answers = decode(model, self.codec, prompts, self.max_new, self.knobs.temperature, self.generator, drafts=drafts)
             model.train()
             batch = pad_batch(prompts, answers, self.codec.pad, model.device)
+            batch["prompt"] = torch.tensor([row["index"] for row in inputs], device=model.device)
             with self.compute_loss_context_manager():  # the loss's own precision: the first ratio is exactly 1
                 log_probs, entropy = self._log_probs(model, batch, "actor")
                 values = self._values(model, batch)
@@ -129,7 +149,9 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         if adapter:
             model.set_adapter(adapter)
             both_trainable(model)
-        logits = next_logits(model, batch["ids"], batch["attention"].bool(), _before(batch)) / self.knobs.temperature
+        packed, before = _packed(batch)
+        with packed_attention(model), ending_at(model, before):
+            logits = model(**packed, use_cache=False).logits[0].float() / self.knobs.temperature
         chosen = batch["completion_ids"][batch["completion_mask"].bool()]
         log_probs, entropy = chosen_and_entropy(logits, chosen)
         return _in_places(log_probs, batch["completion_mask"]), entropy
@@ -138,12 +160,12 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         """Critic's value [B, T] of the state before each token of the answer."""
         model.set_adapter("critic")
         both_trainable(model)
-        inner, real, keep = model.get_base_model(), batch["attention"].bool(), _before(batch)
+        inner, (packed, before) = model.get_base_model(), _packed(batch)
         # The wrapper that switches autocast on sits around the whole model; the critic runs on a part of it.
         autocast = torch.autocast(batch["ids"].device.type, dtype=torch.bfloat16, enabled=self.args.bf16)
-        with autocast, packed_attention(inner):
-            states = inner.model(**pack(batch["ids"], real), use_cache=False).last_hidden_state[0]
-        values = inner.v_head(states[keep[real]].float())[:, 0]
+        with autocast, packed_attention(inner), ending_at(inner, before):
+            states = inner.model(**packed, use_cache=False).last_hidden_state[0]
+        values = inner.v_head(states.float())[:, 0]
         model.set_adapter("actor")
         both_trainable(model)
         return _in_places(values, batch["completion_mask"])
@@ -190,11 +212,9 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
             self._metrics["train"][name].append(number)
 
 
-def _before(batch):
-    """bool [B, P+T]: the place before each token of an answer, where that token is predicted."""
-    keep = torch.zeros_like(batch["attention"], dtype=torch.bool)
-    keep[:, -batch["completion_mask"].shape[1] - 1 : -1] = batch["completion_mask"].bool()
-    return keep
+def _packed(batch):
+    """``pack_answers`` of a batch."""
+    return pack_answers(batch["ids"], batch["attention"].bool(), batch["completion_mask"].bool(), batch["prompt"])
 
 
 def _in_places(numbers, mask):

@@ -16,6 +16,14 @@ from recnb import RecnbError
 from recnb.artifacts import is_done
 from recnb.profile import STAGES, load, root
 
+KEPT_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}
+"""Environment for a process that computes: glibc gives large blocks back to the system at once and then pays for touching every
+page of the next one again; with these it keeps them, a fifth off an SL step (benchmarks/LOG.md). Ignored elsewhere."""
+
 
 def execute(stage, profile_path, run_folder):
     """Run one stage's notebook.
@@ -37,10 +45,8 @@ def execute(stage, profile_path, run_folder):
     if missing:
         raise RecnbError(f"{source}: the parameters cell lacks {', '.join(sorted(missing))}")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # glibc gives large blocks back to the system at once and then pays for touching every page of the next one again;
-    # the kernel, a new process, keeps them instead: a fifth off an SL step (benchmarks/LOG.md). Ignored elsewhere.
-    for name, value in {"MMAP_THRESHOLD": 32 << 20, "TRIM_THRESHOLD": 4 << 30, "TOP_PAD": 256 << 20}.items():
-        os.environ.setdefault(f"MALLOC_{name}_", str(value))
+    for name, value in KEPT_MEMORY.items():  # heeded by the kernel, a new process
+        os.environ.setdefault(name, value)
     try:
         papermill.execute_notebook(source, target, parameters, progress_bar=False, cwd=str(root()), kernel_name="python3")
     except papermill.PapermillExecutionError as error:
