@@ -24,6 +24,7 @@ import warnings
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 warnings.filterwarnings("ignore")
@@ -47,6 +48,7 @@ from recnb.lm.loading import mini_model  # noqa: E402
 from recnb.lm.losses import title_mask  # noqa: E402
 from recnb.lm.text import Codec  # noqa: E402
 from recnb.lm.tokenizer import build_tokenizer  # noqa: E402
+from recnb.ppo import trainer as ppo_trainer  # noqa: E402
 from recnb.ppo.prompts import rl_requests  # noqa: E402
 from recnb.ppo.trainer import train_ppo  # noqa: E402
 from recnb.sft import CompletionTrainer, encode  # noqa: E402
@@ -275,9 +277,9 @@ def automaton_size(items=20_000, batch=64):
 
 
 def _counted(work, spent):
-    def counted(*arguments):
+    def counted(*arguments, **named):
         started = time.perf_counter()
-        result = work(*arguments)
+        result = work(*arguments, **named)
         spent.append(time.perf_counter() - started)
         return result
 
@@ -323,10 +325,15 @@ def rollouts(world, steps=6):
             GRPOTrainer(model=copy.deepcopy(model), reward_funcs=reward, args=arguments, train_dataset=Dataset.from_list(rows),
                         processing_class=codec.tokenizer, peft_config=lora).train()  # fmt: skip
 
-    mine, other = turns(ours, theirs, repeats=2)
+    spent = [], []
+    with (mock.patch.object(ppo_trainer, "decode", _counted(ppo_trainer.decode, spent[0])),
+          mock.patch.object(type(model), "generate", _counted(type(model).generate, spent[1]))):  # fmt: skip
+        mine, other = turns(ours, theirs, repeats=2)
     n = answers * steps
+    shares = [100 * sum(seconds) / (3 * whole) for seconds, whole in zip(spent, (mine, other), strict=True)]  # of three calls each
     return [("RL stage: s a rollout", mine / n, other / n,
-             f"{n / mine:.0f} against {n / other:.0f} rollouts/s; ours trains a critic besides, GRPOTrainer has none")]  # fmt: skip
+             f"{n / mine:.0f} against {n / other:.0f} rollouts/s, writing answers takes about {shares[0]:.0f} and {shares[1]:.0f} % "
+             "of it; ours trains a critic besides, GRPOTrainer has none")]  # fmt: skip
 
 
 PARTS = {"decode": lists, "train": train, "rl": rollouts, "scale": scale, "teacher": teacher}

@@ -143,7 +143,8 @@ class Base(Section):
     repeat_weight: float = Field(0.0, ge=0)
     """mini: weight of the term against titles that stand earlier in the text (0 = off)."""
     teacher_embeddings: bool = False
-    """mini: title vectors start as the teacher's item vectors (needs whole_titles, and width >= teacher width)."""
+    """mini: title vectors start as the teacher's item vectors, and where the model is wider, titles and category names with
+    a code of the categories (needs whole_titles, and width >= teacher width)."""
 
 
 class Sft(Section):

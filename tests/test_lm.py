@@ -12,15 +12,16 @@ from recnb import RecnbError
 from recnb.catalog import Catalog
 from recnb.controls import About, AllOf, AtLeast, AtMost, Exclude, Include, NoControl
 from recnb.instructions.templates import numbered
-from recnb.lm.base import base_loss, train_base
+from recnb.lm.base import base_loss, known_vectors, train_base
 from recnb.lm.cache import mix
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.generation import Draft, LanguageModelRecommender, beam_search, decode, recommend_together
+from recnb.lm.loading import mini_model
 from recnb.lm.losses import chosen_and_entropy, next_token_loss
 from recnb.lm.packed import next_logits, pack_answers, packed_attention
 from recnb.lm.parsing import parse, titles_of
 from recnb.lm.text import Codec
-from recnb.lm.tokenizer import build_tokenizer
+from recnb.lm.tokenizer import build_tokenizer, title_tokens
 from recnb.requests import Request
 from recnb.sft import encode
 
@@ -84,16 +85,22 @@ def test_the_two_ways_of_attention_agree():
     assert torch.allclose(*found, atol=1e-6)
 
 
-def test_rows_that_share_keys_decode_like_generate():
-    """Grouped queries; prompts of different length, fed without padding, some of them twice."""
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Granite"])
+def test_rows_that_share_keys_decode_like_generate(family):
+    """Grouped queries; prompts of different length, fed without padding, some of them twice.
+
+    Only the layers of the first three end at the kept places; those of the others are computed as they are.
+    """
     from types import SimpleNamespace
 
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, attn_implementation="eager", eos_token_id=1, pad_token_id=0)  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
+    special = {"residual_multiplier": 0.5} if family == "Granite" else {}
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        attn_implementation="eager", eos_token_id=1, pad_token_id=0, **special)  # fmt: skip
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     prompts = [[5, 9, 30], [7], [5, 9, 30], [40, 41, 42, 43, 44, 45]]
     found = decode(model, SimpleNamespace(pad=0, eos=1), prompts, 12)
     for prompt, tokens in zip(prompts, found, strict=True):
@@ -387,6 +394,30 @@ def test_log_probabilities_and_entropy_against_torch(rng):
         assert torch.allclose(a, b)
     slopes = [torch.autograd.grad((torch.stack(pair) * weights).sum(), logits)[0] for pair in (expected, found)]
     assert torch.allclose(*slopes)
+
+
+@pytest.mark.parametrize("spare", [0, 64])
+def test_embeddings_start_with_what_is_known_of_the_items(world, teacher, smoke, spare):
+    """The teacher's vectors; in the other dimensions titles of a category lean to the code of its name, and differ."""
+    catalog, width = world[0], teacher.model.item.embedding_dim
+    codec = Codec(build_tokenizer(catalog, [], 400, True))
+    knobs = smoke.model.model_copy(update={"width": width + spare})
+    model = mini_model(len(codec.tokenizer), knobs, codec, 0)
+    titles = title_tokens(codec.tokenizer, catalog)
+    known_vectors(model, codec.tokenizer, titles, teacher, catalog, 0)
+    table = model.get_input_embeddings().weight.detach()
+    found, wanted = table[titles[1:], :width], teacher.model.item.weight.detach()[1:]
+    assert torch.allclose(found / found.std(), wanted / wanted.std(), atol=1e-5) and table.isfinite().all()
+    if spare:
+        rest = torch.nn.functional.normalize(table[titles[1:], width:])
+        for name in catalog.names:
+            code = torch.nn.functional.normalize(table[codec.tokenizer.get_vocab()[name], width:], dim=0)
+            inside = torch.tensor([name in own for own in catalog.categories[1:]])
+            assert (rest[inside] @ code).mean() > (rest[~inside] @ code).mean() + 0.1
+        assert (rest @ rest.T - torch.eye(len(rest))).max() < 0.95
+    alike = Catalog(catalog.titles[1:], [{catalog.names[0]}] * len(catalog))
+    known_vectors(model, codec.tokenizer, titles, teacher, alike, 0)
+    assert model.get_input_embeddings().weight.isfinite().all()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 20])

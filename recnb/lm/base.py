@@ -119,15 +119,17 @@ def known_vectors(model, tokenizer, titles, teacher, catalog, seed):
     """
     table = model.get_input_embeddings().weight
     vectors = teacher.model.item.weight.detach()[1:]
-    width, vocabulary = vectors.shape[1], tokenizer.get_vocab()
-    names = [vocabulary[name] for name in catalog.names]
-    member = torch.tensor([[name in own for name in catalog.names] for own in catalog.categories[1:]], dtype=torch.float32)
-    codes = torch.randn(len(names), table.shape[1] - width, generator=torch.Generator().manual_seed(seed))
-    shared = (member - member.mean(0)) @ codes
+    width, tokens = vectors.shape[1], torch.tensor(titles[1:])
     with torch.no_grad():
-        scale, tokens = table.std().cpu(), torch.tensor(titles[1:])
+        scale = table.std().cpu()
         table[tokens, :width] = (vectors * scale / vectors.std()).to(table.device)
-        for rows, code in ((tokens, shared / shared.std()), (torch.tensor(names), codes)):
+        if width == table.shape[1]:
+            return
+        member = torch.tensor([[name in own for name in catalog.names] for own in catalog.categories[1:]], dtype=torch.float32)
+        codes = torch.randn(len(catalog.names), table.shape[1] - width, generator=torch.Generator().manual_seed(seed))
+        shared = (member - member.mean(0)) @ codes
+        names = torch.tensor([tokenizer.get_vocab()[name] for name in catalog.names])
+        for rows, code in ((tokens, shared / shared.std().clamp(min=1e-6)), (names, codes)):
             table[rows, width:] = (table[rows, width:] + (code * scale).to(table.device)) / 2**0.5
 
 
