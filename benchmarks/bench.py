@@ -332,7 +332,7 @@ def rollouts(world, steps=6):
     n = answers * steps
     shares = [100 * sum(seconds) / (3 * whole) for seconds, whole in zip(spent, (mine, other), strict=True)]  # of three calls each
     return [("RL stage: s a rollout", mine / n, other / n,
-             f"{n / mine:.0f} against {n / other:.0f} rollouts/s, writing answers takes about {shares[0]:.0f} and {shares[1]:.0f} % "
+             f"{n / mine:.0f} against {n / other:.0f} rollouts/s, writing takes about {shares[0]:.0f} and {shares[1]:.0f} % "
              "of it; ours trains a critic besides, GRPOTrainer has none")]  # fmt: skip
 
 
