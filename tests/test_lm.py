@@ -335,6 +335,19 @@ def test_an_obeying_list_meets_every_control_that_can_be_met(seed):
     assert met or not possible
 
 
+def test_guessing_rows_and_guided_rows_decode_together(list_writer, world):
+    model, codec = list_writer
+    automaton = CatalogAutomaton(codec, world[0])
+    prompt = codec.prompt("4 films")
+    free = decode(model, codec, [prompt], 60)[0]
+    guided = decode(model, codec, [prompt], 60, states=[automaton.start(4, [])])[0]
+    with counted(model) as calls:
+        decode(model, codec, [prompt], 60, drafts=[Draft(automaton, 4)])
+    assert len(calls) < len(free), "some guess was right"
+    together = decode(model, codec, [prompt] * 2, 60, states=[None, automaton.start(4, [])], drafts=[Draft(automaton, 4), None])
+    assert together == [free, guided]
+
+
 def test_decoding_in_several_ways_at_once_changes_no_answer(list_writer, world):
     model, codec = list_writer
     automaton = CatalogAutomaton(codec, world[0])

@@ -102,7 +102,7 @@ def _choose(logits, starts, fed, sure, temperature, generator, eos, states):
     chosen, rows = [[] for _ in fed], list(range(len(fed)))
     while rows:
         scores = logits[[starts[i] + len(chosen[i]) for i in rows]].float()
-        if states and any(states):
+        if states and any(states[i] for i in rows):
             scores = _masked(scores, [states[i] for i in rows])
         if temperature:
             tokens = _sample(torch.softmax(scores / temperature, -1), generator)
