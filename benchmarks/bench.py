@@ -115,8 +115,8 @@ def teacher(world, budget, peers):
         ("teacher: an epoch, s", rows[-1]["seconds"] / len(rows), reached["seconds"] / reached["epoch"], ""),
         (f"teacher: s to validation NDCG@10 {level:.3f}", there, peer,
          f"ours ends at validation {best['validation NDCG@10']:.3f}, test {test:.3f} after {total:.0f} s; RecBole 1.2.1 stands at "
-         f"{reached['validation']:.3f}, {reached['test']:.3f} after {lines[-1]['seconds']:.0f} s, {len(lines)} epochs; learning rate {knobs.learning_rate} of the "
-         "profile against RecBole's default .001"),
+         f"{reached['validation']:.3f}, {reached['test']:.3f} after {lines[-1]['seconds']:.0f} s, {len(lines)} epochs; "
+         f"learning rates: the profile's {knobs.learning_rate} against RecBole's default 0.001"),
     ]  # fmt: skip
 
 
