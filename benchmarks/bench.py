@@ -1,6 +1,6 @@
 """Our four engines beside what a user would otherwise pick, in one run on one machine; writes benchmarks/results.md.
 
-    make bench                       # everything; about 20 minutes on two cores, a third of them RecBole's
+    make bench                       # everything; about 20 minutes on two cores
     python benchmarks/bench.py decode train   # some parts
 
 Trust the ratios, not the times. Pairs work on the same data with the same weights and take turns (but for the teachers, which
