@@ -54,7 +54,6 @@ from recnb.ppo.trainer import train_ppo  # noqa: E402
 from recnb.sft import CompletionTrainer, encode  # noqa: E402
 from recnb.teacher.ranking import Teacher, leave_one_out  # noqa: E402
 from recnb.teacher.training import train_sasrec, untrained  # noqa: E402
-from recnb.workflow.execute import KEPT_MEMORY  # noqa: E402
 
 HERE = Path(__file__).parent
 CHAT = [("How do I boil an egg?", "Put it into boiling water for seven minutes."), ("Hello", "Good day to you.")]
@@ -337,7 +336,7 @@ def rollouts(world, steps=6):
              "of it; ours trains a critic besides, GRPOTrainer has none")]  # fmt: skip
 
 
-PARTS = {"decode": lists, "train": train, "rl": rollouts, "scale": scale, "teacher": teacher}
+PARTS = {"decode": lists, "train": train, "rl": rollouts, "teacher": teacher, "scale": scale}
 
 
 def markdown(rows):
@@ -348,7 +347,8 @@ def markdown(rows):
     lines = ["# Our engines beside what one would otherwise pick", "",
              f"{machine['cores']} cores ({_processor()}), {machine['memory_gib']} GiB, GPUs: {gpus}; "
              f"Python {platform.python_version()}, {versions}. Written by `make bench`; the sides of a row took turns in one "
-             "run (the teachers trained one after the other). Trust the ratios.", "",
+             "run (the teachers trained one after the other), with the system's own memory settings (LOG.md has the ratios with "
+             "the kit's on both sides). Trust the ratios.", "",
              "| what | ours | peer | ratio | notes |", "|---|---|---|---|---|"]  # fmt: skip
     for what, mine, other, note in rows:
         peer, ratio = ("", "") if other is None else (f"{other:.4g}", f"{other / mine:.1f}")
@@ -371,8 +371,6 @@ def main():
     parser.add_argument("--peers", default=str(HERE.parent / ".venv-bench" / "bin" / "python"), help="Python that has RecBole")
     parser.add_argument("--budget", type=float, default=150, help="seconds of training granted to RecBole")
     arguments = parser.parse_args()
-    if not set(KEPT_MEMORY) <= set(os.environ):  # both sides run as a notebook's kernel does; a process heeds them at its start
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEPT_MEMORY)
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)}")
