@@ -130,23 +130,18 @@ def ending_at(model, places):
         raise RecnbError("this model is built in its own way and cannot be trained or decoded here: take a Llama-like one")
     last = model.get_decoder().layers[-1]
 
-    def shortened(hidden_states, **arguments):
+    def ending(hidden_states, **arguments):
+        if type(last) not in (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer):
+            return type(last).forward(last, hidden_states, **arguments)[:, places]
         mixed, _ = last.self_attn(hidden_states=last.input_layernorm(hidden_states), **arguments)
         kept = hidden_states[:, places] + mixed[:, places]
         return kept + last.mlp(last.post_attention_layernorm(kept))
 
-    if type(last) in (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer):
-        last.forward = shortened
-        try:
-            yield
-        finally:
-            del last.forward
-    else:
-        handle = last.register_forward_hook(lambda layer, arguments, out: out[:, places])
-        try:
-            yield
-        finally:
-            handle.remove()
+    last.forward = ending
+    try:
+        yield
+    finally:
+        del last.forward
 
 
 def only_plain(softcap, sinks, window, length):
