@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from recnb import RecnbError
-from recnb.lm.packed import ending_at, only_plain, using_attention
+from recnb.lm.packed import ending_at, only_plain, side_places, using_attention
 
 
 class RaggedCache:
@@ -19,10 +19,9 @@ class RaggedCache:
     Attributes:
         length: int [B], tokens of each row so far.
         keys, values: for each layer [B, H, room, d].
-        row, position, slot: int [T], of each token of the pass under way: its row, its place there, and its place among the
-            B x width tokens that attention sees side by side.
-        width, end: most new tokens of a row, and the longest row with them.
-        visible: bool [B, 1, width, end], which places each of those tokens may look at.
+        row, position: int [T], of each token of the pass under way: its row and its place there.
+        end: the longest row with those tokens.
+        sides: ``side_by_side`` of all of them.
     """
 
     block = 64
@@ -42,14 +41,26 @@ class RaggedCache:
         """Note where the next tokens go: ``counts`` int [B], new tokens of each row."""
         if self.length is None:
             self.length = torch.zeros_like(counts)
-        self.width, self.end = int(counts.max()), int((self.length + counts).max())
+        self.end = int((self.length + counts).max())
         self.row = torch.repeat_interleave(torch.arange(len(counts), device=self.device), counts)
         first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-        offset = torch.arange(len(self.row), device=self.device) - first
-        self.position = self.length[self.row] + offset
-        self.slot = self.row * self.width + offset
-        places = self.length[:, None] + torch.arange(self.width, device=self.device)
-        self.visible = (torch.arange(self.end, device=self.device) <= places[:, :, None])[:, None]  # [B, 1, width, end]
+        self.position = self.length[self.row] + torch.arange(len(self.row), device=self.device) - first
+        self.sides = self.side_by_side(slice(None))
+
+    def side_by_side(self, asked):
+        """How attention sees those of the new tokens that ask.
+
+        Args:
+            asked: index of the R tokens among the T.
+
+        Returns:
+            ``(slot, width, visible)``: int [R], the place of each among B x width tokens side by side; bool [B, 1, width, end],
+            which places each of these may look at.
+        """
+        slot, width = side_places(self.row[asked])
+        visible = torch.ones(len(self.length) * width, self.end, dtype=torch.bool, device=self.device)
+        visible[slot] = torch.arange(self.end, device=self.device) <= self.position[asked][:, None]
+        return slot, width, visible.view(len(self.length), 1, width, self.end)
 
     def write(self, layer, key, value):
         """Store new states [H, T, d] and return all so far [B, H, end, d], as views."""
@@ -98,9 +109,11 @@ def feed(model, cache, rows, keep):
     return logits, starts
 
 
-def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, cache=None, sliding_window=None, softcap=None,
-           s_aux=None, **unused):  # fmt: skip
+def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, cache=None, asked=None, sliding_window=None,
+           softcap=None, s_aux=None, **unused):  # fmt: skip
     """Causal attention over a ``RaggedCache``: query, key, value [1, heads, T, d] -> [1, T, heads, d].
+
+    With ``asked`` (int [R]) the queries are those of these new tokens alone, [1, heads, R, d] -> [1, R, heads, d].
 
     Raises:
         RecnbError: the model's attention is more than plain causal attention.
@@ -108,15 +121,14 @@ def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, cach
     only_plain(softcap, s_aux, sliding_window, cache.end)
     keys, values = cache.write(module.layer_idx, key[0], value[0])
     rows, heads, groups = len(cache.length), key.shape[1], query.shape[1] // key.shape[1]
+    slot, width, visible = cache.sides if asked is None else cache.side_by_side(asked)
     new = query[0].transpose(0, 1)  # [T, heads, d]
-    if len(new) == rows * cache.width:
-        padded = new
-    else:
-        padded = new.new_zeros(rows * cache.width, *new.shape[1:]).index_copy(0, cache.slot, new)
-    padded = padded.view(rows, cache.width, heads, groups, -1).permute(0, 2, 3, 1, 4)
-    mixed = mix(padded, keys, values, cache.visible, scaling, fused=query.is_cuda)
-    out = mixed.permute(0, 3, 1, 2, 4).reshape(rows * cache.width, heads * groups, -1)
-    return (out if len(new) == rows * cache.width else out[cache.slot])[None], None
+    full = len(new) == rows * width
+    padded = new if full else new.new_zeros(rows * width, *new.shape[1:]).index_copy(0, slot, new)
+    padded = padded.view(rows, width, heads, groups, -1).permute(0, 2, 3, 1, 4)
+    mixed = mix(padded, keys, values, visible, scaling, fused=query.is_cuda)
+    out = mixed.permute(0, 3, 1, 2, 4).reshape(rows * width, heads * groups, -1)
+    return (out if full else out[slot])[None], None
 
 
 def mix(query, keys, values, visible, scaling, fused):

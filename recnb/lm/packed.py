@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
@@ -22,6 +23,23 @@ def side_by_side(rows, pad, device):
     length = max(map(len, rows))
     ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows], device=device)
     return ids, torch.arange(length, device=device) < torch.tensor([len(row) for row in rows], device=device)[:, None]
+
+
+def side_places(group):
+    """Where items stand if those of a group lie side by side, in rows as long as the largest group.
+
+    Args:
+        group: int [N], the group of each item.
+
+    Returns:
+        ``(int [N], length of a row)``.
+    """
+    order = group.argsort(stable=True)
+    sizes = group.bincount()
+    offset = torch.empty_like(order)
+    offset[order] = torch.arange(len(group), device=group.device) - (sizes.cumsum(0) - sizes)[group[order]]
+    longest = int(sizes.max())
+    return group * longest + offset, longest
 
 
 def pack(ids, real):
@@ -67,10 +85,8 @@ def pack_answers(ids, real, answer, prompt):
     order = tree[sample].argsort(stable=True)
     sample, column = sample[order], column[order]
     number = torch.arange(len(sample), device=ids.device)
-    sizes = tree[sample].bincount()
-    offset = number - (sizes.cumsum(0) - sizes)[tree[sample]]
-    trees, longest = len(sizes), int(sizes.max())
-    place = tree[sample] * longest + offset
+    place, longest = side_places(tree[sample])
+    trees = int(tree.max()) + 1
     branch = torch.zeros(trees * longest, dtype=torch.long, device=ids.device)
     branch[place] = torch.where(column < start, 0, sample + 1)
     branch = branch.view(trees, longest)
@@ -120,8 +136,8 @@ def next_logits(model, ids, real, keep):
 def ending_at(model, places):
     """Within it, only these places [R] of a pass leave the last layer, and go on to final norm and LM head.
 
-    The last layer's attention still reads every place; its feed-forward part, the larger one, works on the R alone. Layers that are
-    not built like Llama's run as they are, and give up the other places at their end.
+    The last layer still needs keys and values of every place; its queries and its feed-forward part, most of the layer, are
+    computed for the R alone. Layers that are not built like Llama's run as they are, and give up the other places at their end.
 
     Raises:
         RecnbError: the model is not a stack of such layers at all.
@@ -133,8 +149,8 @@ def ending_at(model, places):
     def ending(hidden_states, **arguments):
         if type(last) not in (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer):
             return type(last).forward(last, hidden_states, **arguments)[:, places]
-        mixed, _ = last.self_attn(hidden_states=last.input_layernorm(hidden_states), **arguments)
-        kept = hidden_states[:, places] + mixed[:, places]
+        mixed = asking(last.self_attn, last.input_layernorm(hidden_states), places, **arguments)
+        kept = hidden_states[:, places] + mixed
         return kept + last.mlp(last.post_attention_layernorm(kept))
 
     last.forward = ending
@@ -142,6 +158,27 @@ def ending_at(model, places):
         yield
     finally:
         del last.forward
+
+
+def asking(attention, states, places, position_embeddings, **arguments):
+    """A Llama-like attention module in which only some places ask: states [1, T, w], places [R] -> [1, R, w].
+
+    The attention functions of this package take the argument ``asked``, the places that their queries come from.
+    """
+
+    def heads(x):
+        return x.view(1, x.shape[1], -1, attention.head_dim).transpose(1, 2)
+
+    def turned(x, cos, sin):
+        return x * cos[:, None] + rotate_half(x) * sin[:, None]
+
+    cos, sin = position_embeddings
+    query = turned(heads(attention.q_proj(states[:, places])), cos[:, places], sin[:, places])
+    key, value = turned(heads(attention.k_proj(states)), cos, sin), heads(attention.v_proj(states))
+    window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+    attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
+    mixed, _ = attend(attention, query, key, value, scaling=attention.scaling, sliding_window=window, asked=places, **arguments)
+    return attention.o_proj(mixed.reshape(1, len(places), -1))
 
 
 def only_plain(softcap, sinks, window, length):
@@ -152,25 +189,36 @@ def only_plain(softcap, sinks, window, length):
         )
 
 
-def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, place=None, shape=None, hidden=None,
+def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, place=None, shape=None, hidden=None, asked=None,
            sliding_window=None, softcap=None, s_aux=None, **unused):  # fmt: skip
     """Causal attention in transformers' attention interface: query, key, value [1, heads, T, d] -> [1, T, heads, d].
+
+    With ``asked`` (int [R]) the queries are those of these places alone, [1, heads, R, d] -> [1, R, heads, d].
 
     Raises:
         RecnbError: the model's attention is more than plain causal attention.
     """
-    only_plain(softcap, s_aux, sliding_window, shape[1])
+    samples, longest = shape
+    only_plain(softcap, s_aux, sliding_window, longest)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    samples, longest = shape
+    there, width = place, longest
+    if asked is not None:
+        asked = place[asked]
+        there, width = side_places(asked // longest)
+        if hidden is None:
+            of_asked = torch.arange(longest, device=query.device) > (asked % longest)[:, None]
+        else:
+            of_asked = hidden.flatten(0, 2)[asked]
+        hidden = of_asked.new_zeros(samples * width, longest).index_copy(0, there, of_asked).view(samples, 1, width, longest)
 
-    def unpacked(x):
+    def unpacked(x, place, length):
         x = x[0].transpose(0, 1)
-        padded = x.new_zeros(samples * longest, *x.shape[1:]).index_copy(0, place, x)
-        return padded.view(samples, longest, *x.shape[1:]).transpose(1, 2)
+        padded = x.new_zeros(samples * length, *x.shape[1:]).index_copy(0, place, x)
+        return padded.view(samples, length, *x.shape[1:]).transpose(1, 2)
 
-    query, key, value = unpacked(query), unpacked(key), unpacked(value)
+    query, key, value = unpacked(query, there, width), unpacked(key, place, longest), unpacked(value, place, longest)
     if query.is_cuda:
         visible = None if hidden is None else ~hidden
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=hidden is None, scale=scaling)
@@ -179,7 +227,7 @@ def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, plac
             hidden = torch.ones(longest, longest, dtype=torch.bool, device=query.device).triu(1)
         scores = ((query * scaling) @ key.transpose(2, 3)).masked_fill(hidden, float("-inf"))
         mixed = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ value
-    return mixed.transpose(1, 2).reshape(samples * longest, *mixed.shape[1:2], -1)[place][None], None
+    return mixed.transpose(1, 2).reshape(samples * width, *mixed.shape[1:2], -1)[there][None], None
 
 
 AttentionInterface.register("recnb_packed", attend)
