@@ -93,6 +93,8 @@ class Instructions(Section):
     """Conversations with more words in prompt and answer together are left out."""
     k_max: int = Field(10, ge=1)
     """Each sample asks for k items, k drawn from 1..k_max (paper: 10)."""
+    k_draws: int = Field(1, ge=1)
+    """k is the largest of so many draws (paper: 1). Long lists teach more titles for each prompt that is read."""
     candidate_share: float = Field(0.5, ge=0, le=1)
     """Share of I0, I1 and I3 samples that list candidates to choose from."""
     candidates: int = Field(20, ge=2)
@@ -136,6 +138,8 @@ class Base(Section):
     """mini: texts in a step."""
     learning_rate: float = Field(0.002, gt=0)
     """mini: peak of AdamW's one-cycle schedule."""
+    muon_learning_rate: float = Field(0.0, ge=0)
+    """mini: peak step size of Muon, which then trains the matrices of the layers, AdamW the rest; 0 = AdamW trains all."""
     weight_decay: float = Field(0.05, ge=0)
     """mini: AdamW's weight decay."""
     history_window: int = Field(50, ge=2)
@@ -156,6 +160,8 @@ class Sft(Section):
     """Also train token embeddings and output head (saved with the adapter)."""
     learning_rate: float = Field(0.001, gt=0)
     """Peak step size (paper: 0.001)."""
+    muon_learning_rate: float = Field(0.0, ge=0)
+    """Peak step size of Muon, which then trains the matrices of the layers, AdamW the rest (needs rank 0); 0 = AdamW trains all."""
     batch_size: int = Field(64, ge=1)
     """Samples in an optimizer step (paper: 64)."""
     accumulation: int = Field(1, ge=1)
@@ -351,6 +357,8 @@ class Profile(Section):
     def fits_together(self):
         if self.sft.batch_size % self.sft.accumulation:
             raise ValueError(f"sft.batch_size ({self.sft.batch_size}) must be divisible by sft.accumulation")
+        if self.sft.muon_learning_rate and self.sft.rank:
+            raise ValueError(f"sft.muon_learning_rate: Muon trains every weight: set sft.rank to 0 (it is {self.sft.rank})")
         if self.data.dataset == "tabular" and not self.data.path:
             raise ValueError("data.dataset: tabular needs data.path, the folder with items.csv and interactions.csv")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds, default=0) < 0:

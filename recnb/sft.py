@@ -16,6 +16,7 @@ from recnb import RecnbError
 from recnb.artifacts import FINISHED, atomic_path, write_json
 from recnb.lm.loading import adapted
 from recnb.lm.losses import next_token_loss, title_mask
+from recnb.lm.optimizer import MuonAndAdamW
 from recnb.lm.packed import next_logits
 
 
@@ -140,10 +141,13 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
         dataloader_num_workers=0, weight_decay=0.0, completion_only_loss=True,
     )  # fmt: skip
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each (torchrun), never one process for all
+    muon = knobs.muon_learning_rate
+    optimizer = MuonAndAdamW(model, muon, knobs.learning_rate) if muon else None  # None: the AdamW of the arguments
     trainer = CompletionTrainer(
         model=get_peft_model(model, peft) if peft else model, args=arguments, train_dataset=data, eval_dataset=held,
         processing_class=codec.tokenizer, callbacks=[History(show)],
         is_title=title_mask(titles, model.config.vocab_size, model.device), repeat_weight=knobs.repeat_weight,
+        optimizers=(optimizer, None),
     )  # fmt: skip
     trainer.remove_callback(_printer())
     trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))

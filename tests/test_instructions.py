@@ -8,6 +8,7 @@ from recnb import RecnbError
 from recnb.controls import Include
 from recnb.instructions import synthesis
 from recnb.instructions.checks import check_labels, examples
+from recnb.instructions.labels import draw_k
 from recnb.profile import Instructions
 
 
@@ -42,6 +43,15 @@ def test_labels_as_the_released_code_makes_them(world, teacher, smoke):
     assert shares.apply(lambda row: row["target"] in row["labels"], axis=1).mean() < 0.5
     plain = frame[frame["task"] == "I0"]
     assert (plain["labels"].str[0] == plain["target"]).all()
+
+
+def test_k_is_the_largest_of_some_draws():
+    """P(k <= n) = (n / k_max)^draws."""
+    rng = np.random.default_rng(0)
+    for draws in (1, 3):
+        drawn = np.array([draw_k(Instructions(k_max=4, k_draws=draws), rng) for _ in range(20_000)])
+        for n in range(1, 5):
+            assert abs((drawn <= n).mean() - (n / 4) ** draws) < 0.015
 
 
 def test_the_check_can_fail(samples, world):

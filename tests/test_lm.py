@@ -18,7 +18,8 @@ from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.generation import Draft, LanguageModelRecommender, beam_search, decode, recommend_together
 from recnb.lm.loading import mini_model
 from recnb.lm.losses import chosen_and_entropy, next_token_loss
-from recnb.lm.packed import next_logits, pack_answers, packed_attention
+from recnb.lm.optimizer import MuonAndAdamW
+from recnb.lm.packed import ending_at, next_logits, pack_answers, packed_attention
 from recnb.lm.parsing import parse, titles_of
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
@@ -462,15 +463,18 @@ def key_gradient(model, logits):
     return torch.autograd.grad(logits.logsumexp(-1).sum(), model.model.layers[0].self_attn.k_proj.weight)[0]
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("left", [True, False])
-def test_packed_logits_equal_padded_ones(grouped, left):
+def test_packed_logits_equal_padded_ones(grouped, left, fused, monkeypatch):
     """Gradients too, with grouped keys and values, whatever side the padding is on."""
     lengths, width = [3, 9, 6, 1], 9
     ids = torch.randint(1, 50, (4, width))
     real = torch.arange(width) < torch.tensor(lengths)[:, None]
     real = real.flip(1) if left else real
     keep = real & (torch.rand(4, width) < 0.6)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", fused)  # the fused path, which a GPU takes
     packed = next_logits(grouped, ids, real, keep)
+    monkeypatch.undo()
     padded = padded_logits(grouped, ids, real)[keep]
     assert torch.allclose(packed, padded, atol=1e-5) and grouped.config._attn_implementation == "eager"
     assert torch.allclose(key_gradient(grouped, packed), key_gradient(grouped, padded), atol=1e-5)
@@ -491,12 +495,47 @@ def test_answers_behind_one_prompt_equal_answers_alone(grouped, fused, monkeypat
     assert packed["input_ids"].shape[1] == 9 + sum(len(a) - 1 for a in answers)
     with packed_attention(grouped):
         found = grouped(**packed).logits[0, before]
+    with packed_attention(grouped), ending_at(grouped, before):
+        kept = grouped(**packed).logits[0]
     keep = torch.zeros_like(real)
     keep[:, 4:-1] = real[:, 5:]
     monkeypatch.undo()
     expected = padded_logits(grouped, ids, real)[keep]
-    assert torch.allclose(found, expected, atol=1e-5)
-    assert torch.allclose(key_gradient(grouped, found), key_gradient(grouped, expected), atol=1e-5)
+    slope = key_gradient(grouped, expected)
+    for logits in (found, kept):
+        assert torch.allclose(logits, expected, atol=1e-5)
+        assert torch.allclose(key_gradient(grouped, logits), slope, atol=1e-5)
+
+
+def test_muon_moves_matrices_and_adamw_the_rest(grouped):
+    """As torch's two do side by side; and from a saved state training goes on as if it had not stopped."""
+
+    def step(model, *optimizers):
+        model.zero_grad()
+        model(input_ids=torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def same(a, b):
+        return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+    alone, both = copy.deepcopy(grouped), MuonAndAdamW(grouped, 0.01, 0.02)
+    matrices = [p for name, p in alone.named_parameters() if "_proj" in name]
+    others = [p for name, p in alone.named_parameters() if "_proj" not in name]
+    muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(others, lr=0.02, weight_decay=0.0, fused=True)
+    for share in (1, 0.5):
+        for group in muon.param_groups + adamw.param_groups + both.param_groups:
+            group["lr"] *= share
+        step(alone, muon, adamw)
+        step(grouped, both)
+    assert same(alone, grouped)
+    resumed = copy.deepcopy(grouped)
+    restored = MuonAndAdamW(resumed, 0.9, 0.9)
+    restored.load_state_dict(copy.deepcopy(both.state_dict()))
+    step(grouped, both)
+    step(resumed, restored)
+    assert same(grouped, resumed) and not same(alone, grouped)
 
 
 def test_completion_loss_equals_the_full_loss(language_model, tmp_path):

@@ -20,6 +20,7 @@ def test_every_profile_is_valid(path):
         ("sfft: {rank: 3}", "sfft: unknown key, did you mean sft"),
         ("sft: {rank: -1}", "sft.rank"),
         ("sft: {rank: many}", "sft.rank"),
+        ("sft: {rank: 4, muon_learning_rate: 0.01}", "set sft.rank to 0"),
         ("teacher: {width: 10, heads: 4}", "must divide"),
         ("ppo: {k_min: 5, k_max: 3}", "larger than"),
         ("data: {dataset: tabular}", "data.path"),

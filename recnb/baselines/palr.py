@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from recnb.controls import NoControl
+from recnb.instructions.labels import draw_k
 from recnb.instructions.templates import numbered, render
 
 
@@ -16,7 +17,7 @@ def samples(histories, catalog, count, knobs, data_knobs, seed):
 
     Args:
         count: number of samples.
-        knobs: the ``instructions`` section of a profile, for k_max, candidates and candidate_share.
+        knobs: the ``instructions`` section of a profile, for k_max, k_draws, candidates and candidate_share.
 
     Returns:
         DataFrame prompt, completion. A list is as long as the user's training history allows, at most k_max.
@@ -29,7 +30,7 @@ def samples(histories, catalog, count, knobs, data_knobs, seed):
     for user in rng.choice(histories.training_users(), size=count):
         items = histories.train(user)
         place = histories.draw_target(user, data_knobs.latest_share, rng)
-        labels = items[place : place + int(rng.integers(1, knobs.k_max + 1))].tolist()
+        labels = items[place : place + draw_k(knobs, rng)].tolist()
         shown = items[max(0, place - data_knobs.history_length) : place].tolist()
         candidates = None
         if rng.random() < knobs.candidate_share:

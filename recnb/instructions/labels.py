@@ -64,7 +64,12 @@ def draw_control(kind, ranked, target, catalog, rng):
     return {"I2<=": AtMost, "I2>=": AtLeast, "I2~": About}[kind](name, f"{tenths}/10")
 
 
-def released_sample(task, score, seen, target, k_max, catalog, rng):
+def draw_k(knobs, rng):
+    """How many items a sample asks for."""
+    return int(rng.integers(1, knobs.k_max + 1, size=knobs.k_draws).max())
+
+
+def released_sample(task, score, seen, target, knobs, catalog, rng):
     """Control, k and label list as the authors' code draws them; None if this sample has none.
 
     It differs from section 2.2 in four ways: the category of I1+ and I2 is any category; the ground truth is not put into
@@ -72,7 +77,7 @@ def released_sample(task, score, seen, target, k_max, catalog, rng):
     items; "less" and "more than t" lists hold t items or one fewer or more.
     """
     ranked = ranked_items(score, seen, None)
-    k = int(rng.integers(1, k_max + 1))
+    k, k_max = draw_k(knobs, rng), knobs.k_max
     if task == "I0":
         return NoControl(), k, NoControl().select(ranked_items(score, seen, target), k, catalog)
     if task == "I1-":

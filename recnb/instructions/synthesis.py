@@ -10,7 +10,7 @@ from recnb import RecnbError
 from recnb.artifacts import atomic_path
 from recnb.controls import About, AllOf, Exclude, Include, NoControl, Search
 from recnb.instructions.chat_mix import conversations
-from recnb.instructions.labels import draw_control, frequent_other_category, ranked_items, released_sample
+from recnb.instructions.labels import draw_control, draw_k, frequent_other_category, ranked_items, released_sample
 from recnb.instructions.templates import numbered, render
 from recnb.requests import Request
 
@@ -88,7 +88,7 @@ def _history_sample(task, places, histories, catalog, knobs, data_knobs, rng):
     for _, (user, position, score) in zip(range(ATTEMPTS), places, strict=False):
         train = histories.train(user)
         seen, target = train[:position], int(train[position])
-        drawn = draw(task, score, seen, target, knobs.k_max, catalog, rng)
+        drawn = draw(task, score, seen, target, knobs, catalog, rng)
         if drawn:
             control, k, labels = drawn
             history = seen[-data_knobs.history_length :].tolist()
@@ -100,11 +100,11 @@ def _history_sample(task, places, histories, catalog, knobs, data_knobs, rng):
     raise RecnbError(f"no legal label list for task {task} in {ATTEMPTS} draws: is the catalogue too small for its categories?")
 
 
-def _sample(task, score, seen, target, k_max, catalog, rng):
+def _sample(task, score, seen, target, knobs, catalog, rng):
     """Control, k and label list as section 2.2 has them; None if this sample has none."""
     ranked = ranked_items(score, seen, target)
     control = draw_control(task, ranked, target, catalog, rng)
-    k = int(rng.integers(1, k_max + 1))
+    k = draw_k(knobs, rng)
     labels = control.select(ranked, k, catalog) if control else None
     return (control, k, labels) if labels else None
 
@@ -116,7 +116,7 @@ def _search_sample(catalog, knobs, rng):
         control = Search(name) if positive else Exclude(name)
         members = catalog.members(name)
         pool = sorted(members) if positive else [i for i in range(1, len(catalog) + 1) if i not in members]
-        k = 1 if knobs.fidelity == "released" else int(rng.integers(1, knobs.k_max + 1))
+        k = 1 if knobs.fidelity == "released" else draw_k(knobs, rng)
         if len(pool) < k:
             continue
         labels = [int(i) for i in rng.choice(pool, size=k, replace=False)]

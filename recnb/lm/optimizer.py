@@ -1,0 +1,33 @@
+"""Muon for the matrices of the layers, AdamW for the rest: for models whose every weight is trained.
+
+AdamW scales each number of an update by itself. Muon (Jordan et al. 2024) takes a matrix as a whole and makes its update
+orthogonal, so that rare directions move as far as common ones. A mini model's lists gain more from this than from twice the
+instructions (benchmarks/LOG.md). Embeddings, which are looked up rather than multiplied, and norms stay with AdamW.
+"""
+
+import torch
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """torch's Muon and torch's AdamW as one optimizer: one step, one schedule, one state to save.
+
+    Args:
+        model: a causal language model of transformers; every weight of it is trained.
+        muon: Muon's peak step size, on the scale of AdamW's (an update is as large as one of AdamW with this step size).
+        adamw: AdamW's.
+    """
+
+    def __init__(self, model, muon, adamw):
+        tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+        matrices = [p for p in model.parameters() if p.ndim == 2 and not any(p is table for table in tables)]
+        others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
+        self.parts = (torch.optim.Muon(matrices, lr=muon, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+                      torch.optim.AdamW(others, lr=adamw, weight_decay=0.0, fused=True))  # fmt: skip
+        super().__init__([part.param_groups[0] for part in self.parts], {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """A step of both, with the groups and the state that schedules and checkpoints see."""
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state
+            part.step()
