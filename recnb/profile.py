@@ -138,8 +138,6 @@ class Base(Section):
     """mini: texts in a step."""
     learning_rate: float = Field(0.002, gt=0)
     """mini: peak of AdamW's one-cycle schedule."""
-    muon_learning_rate: float = Field(0.0, ge=0)
-    """mini: peak step size of Muon, which then trains the matrices of the layers, AdamW the rest; 0 = AdamW trains all."""
     weight_decay: float = Field(0.05, ge=0)
     """mini: AdamW's weight decay."""
     history_window: int = Field(50, ge=2)

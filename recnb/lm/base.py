@@ -15,7 +15,6 @@ from recnb.artifacts import atomic_path, write_json
 from recnb.instructions.templates import numbered, quoted
 from recnb.lm.loading import mini_model, smollm2_folder
 from recnb.lm.losses import next_token_loss, title_mask
-from recnb.lm.optimizer import MuonAndAdamW
 from recnb.lm.packed import next_logits, side_by_side
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
@@ -64,14 +63,11 @@ def train_base(model, codec, titles, histories, catalog, chat, knobs, seed, log=
     rng = np.random.default_rng([seed, 106])
     kinds, shares = list(MIX), list(MIX.values())
     is_title = title_mask(titles, model.config.vocab_size, model.device)
-    muon, peak = knobs.muon_learning_rate, knobs.learning_rate
-    if muon:
-        optimizer, peak = MuonAndAdamW(model, muon, peak), [muon, peak]
-    else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=knobs.weight_decay, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay,
+                                  betas=(0.9, 0.95), fused=True)  # fmt: skip
     total = max(knobs.steps, 3)  # the schedule divides by the length of its rise, which must not be a whole step or less
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, peak, total_steps=total, pct_start=max(0.05, 1.5 / total), cycle_momentum=not muon
+        optimizer, knobs.learning_rate, total_steps=total, pct_start=max(0.05, 1.5 / total)
     )
     model.train()
     bos, running = codec.tokenizer.bos_token_id, []

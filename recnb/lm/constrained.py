@@ -133,9 +133,12 @@ class RowState:
             return np.array([self.a.eos])
         if self.queue:
             return np.array([self.queue[0]])
-        nodes = self.a.child_nodes[self.node]
-        tokens = self.a.child_tokens[self.node][self.left[nodes] > 0]
-        if self._complete(self.node):
+        if self._untouched(self.node):
+            tokens, complete = self.a.child_tokens[self.node], self.a.item_at[self.node]
+        else:
+            nodes = self.a.child_nodes[self.node]
+            tokens, complete = self.a.child_tokens[self.node][self.left[nodes] > 0], self._complete(self.node)
+        if complete:
             after = self.a.eos if self.n + 1 == self.k else self.a.numbers[self.n + 1][0]
             tokens = np.append(tokens, after)
         return tokens
@@ -162,6 +165,8 @@ class RowState:
             node = self.a.after[node]
             open_, complete = (), True  # a leaf, reached through allowed tokens: the usual case, in which nothing need be counted
             if self.a.children[node]:
+                if node and self._untouched(node):
+                    return tokens, node, False  # a fork: the tokens ahead have passed every place that is none
                 nodes = self.a.child_nodes[node]
                 open_, complete = np.flatnonzero(self.left[nodes] > 0), self._complete(node)
             if len(open_) + complete != 1:
@@ -170,6 +175,10 @@ class RowState:
                 return [*tokens, *([self.a.eos] if self.n + 1 == self.k else self.a.numbers[self.n + 1])], node, True
             tokens.append(int(self.a.child_tokens[node][open_[0]]))
             node = int(nodes[open_[0]])
+
+    def _untouched(self, node):
+        """None of the titles below a node has been banned, the usual case below the root."""
+        return self.left[node] == self.a.total[node]
 
     def _complete(self, node):
         """The tokens up to a node are a whole allowed title (longer titles below the node do not count)."""
