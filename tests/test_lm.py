@@ -15,7 +15,7 @@ from recnb.instructions.templates import numbered
 from recnb.lm.base import base_loss, known_vectors, train_base
 from recnb.lm.cache import mix
 from recnb.lm.constrained import CatalogAutomaton
-from recnb.lm.generation import Draft, LanguageModelRecommender, beam_search, decode, recommend_together
+from recnb.lm.generation import SHARED, Draft, LanguageModelRecommender, beam_search, decode, recommend_together
 from recnb.lm.loading import mini_model
 from recnb.lm.losses import chosen_and_entropy, next_token_loss
 from recnb.lm.optimizer import MuonAndAdamW
@@ -86,9 +86,10 @@ def test_the_two_ways_of_attention_agree():
     assert torch.allclose(*found, atol=1e-6)
 
 
+@pytest.mark.parametrize("start", [[], list(range(2, 2 + SHARED))], ids=["", "same start"])
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Granite"])
-def test_rows_that_share_keys_decode_like_generate(family):
-    """Grouped queries; prompts of different length, fed without padding, some of them twice.
+def test_rows_that_share_keys_decode_like_generate(family, start):
+    """Grouped queries; prompts of different length, fed without padding, some of them twice, and what all begin with once.
 
     Only the layers of the first three end at the kept places; those of the others are computed as they are.
     """
@@ -102,7 +103,7 @@ def test_rows_that_share_keys_decode_like_generate(family):
         vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         attn_implementation="eager", eos_token_id=1, pad_token_id=0, **special)  # fmt: skip
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    prompts = [[5, 9, 30], [7], [5, 9, 30], [40, 41, 42, 43, 44, 45]]
+    prompts = [start + end for end in ([5, 9, 30], [7], [5, 9, 30], [40, 41, 42, 43, 44, 45])] + [start + [7, 8]] * bool(start)
     found = decode(model, SimpleNamespace(pad=0, eos=1), prompts, 12)
     for prompt, tokens in zip(prompts, found, strict=True):
         expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()

@@ -5,6 +5,8 @@ Most tokens of a list are no choice at all: the number of a line, the rest of a 
 guesses, checked against what the model then chooses itself, so that the answer is the model's own, token for token.
 """
 
+import os
+
 import numpy as np
 import torch
 
@@ -13,6 +15,9 @@ from recnb.instructions.templates import render
 from recnb.lm.cache import RaggedCache, feed
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.parsing import parse
+
+SHARED = 16
+"""Tokens that all prompts of a batch begin with are read once where there are so many: below that, another pass costs as much."""
 
 
 class Draft:
@@ -201,10 +206,16 @@ def _like(index, table):
 
 
 def _read(model, prompts):
-    """Cache and logits [B, V] after prompts; equal ones are read once."""
+    """Cache and logits [B, V] after prompts; equal ones are read once, and so is what all of them begin with."""
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     cache = RaggedCache(model.config.num_hidden_layers, model.device)
-    logits, _ = feed(model, cache, distinct, [1] * len(distinct))
+    shared = min(len(os.path.commonprefix(distinct)), min(map(len, distinct)) - 1)
+    if len(distinct) > 1 and shared >= SHARED:
+        feed(model, cache, [distinct[0][:shared]], [1])
+        cache.select(torch.zeros(len(distinct), dtype=torch.long, device=model.device))
+    else:
+        shared = 0
+    logits, _ = feed(model, cache, [prompt[shared:] for prompt in distinct], [1] * len(distinct))
     if len(distinct) == len(prompts):
         return cache, logits
     number = {prompt: place for place, prompt in enumerate(distinct)}
