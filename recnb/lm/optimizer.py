@@ -1,8 +1,8 @@
 """Muon for the matrices of the layers, AdamW for the rest: for models whose every weight is trained.
 
 AdamW scales each number of an update by itself. Muon (Jordan et al. 2024) takes a matrix as a whole and makes its update
-orthogonal, so that rare directions move as far as common ones. A mini model's lists gain more from this than from twice the
-instructions (benchmarks/LOG.md). Embeddings, which are looked up rather than multiplied, and norms stay with AdamW.
+orthogonal, so that rare directions move as far as common ones. benchmarks/LOG.md measures what a mini model gains from it.
+Embeddings, which are looked up rather than multiplied, and norms stay with AdamW.
 """
 
 import torch
