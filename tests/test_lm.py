@@ -12,15 +12,17 @@ from recnb import RecnbError
 from recnb.catalog import Catalog
 from recnb.controls import About, AllOf, AtLeast, AtMost, Exclude, Include, NoControl
 from recnb.instructions.templates import numbered
+from recnb.lm import generation
 from recnb.lm.base import base_loss, known_vectors, train_base
 from recnb.lm.cache import mix
 from recnb.lm.constrained import CatalogAutomaton
-from recnb.lm.generation import SHARED, Draft, LanguageModelRecommender, beam_search, decode, recommend_together
+from recnb.lm.generation import SHARED, TOGETHER, Draft, LanguageModelRecommender, beam_search, decode, recommend_together
 from recnb.lm.loading import mini_model
 from recnb.lm.losses import chosen_and_entropy, next_token_loss
 from recnb.lm.optimizer import MuonAndAdamW
 from recnb.lm.packed import ending_at, next_logits, pack_answers, packed_attention
 from recnb.lm.parsing import parse, titles_of
+from recnb.lm.prepacked import prepacked
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
 from recnb.requests import Request
@@ -86,9 +88,10 @@ def test_the_two_ways_of_attention_agree():
     assert torch.allclose(*found, atol=1e-6)
 
 
+@pytest.mark.parametrize("together", [8, TOGETHER], ids=["in parts", ""])
 @pytest.mark.parametrize("start", [[], list(range(2, 2 + SHARED))], ids=["", "same start"])
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Granite"])
-def test_rows_that_share_keys_decode_like_generate(family, start):
+def test_rows_that_share_keys_decode_like_generate(family, start, together, monkeypatch):
     """Grouped queries; prompts of different length, fed without padding, some of them twice, and what all begin with once.
 
     Only the layers of the first three end at the kept places; those of the others are computed as they are.
@@ -97,6 +100,7 @@ def test_rows_that_share_keys_decode_like_generate(family, start):
 
     import transformers
 
+    monkeypatch.setattr(generation, "TOGETHER", together)
     torch.manual_seed(0)
     special = {"residual_multiplier": 0.5} if family == "Granite" else {}
     config = getattr(transformers, f"{family}Config")(
@@ -109,6 +113,26 @@ def test_rows_that_share_keys_decode_like_generate(family, start):
         expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
         assert tokens == expected
     assert model.config._attn_implementation == "eager"
+
+
+def test_prepacked_weights_give_the_same_products_and_leave_no_trace():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.GELU(), torch.nn.Linear(30, 7, bias=False))
+    x = torch.randn(5, 20)
+    for _ in range(2):
+        with torch.no_grad():
+            expected = model(x)
+            with prepacked(model):
+                assert all("forward" in vars(layer) for layer in model if isinstance(layer, torch.nn.Linear))
+                assert torch.allclose(model(x), expected, atol=1e-6)
+            model[0].weight += 1  # the next copies must be of the new weights
+    assert not any("forward" in vars(layer) for layer in model)
+    with prepacked(model):  # gradients are on
+        assert not any("forward" in vars(layer) for layer in model)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), prepacked(model):
+        assert model(x).dtype == torch.bfloat16
+    with torch.no_grad(), prepacked(model.bfloat16()):
+        assert model(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_a_model_with_attention_of_its_own_is_refused():

@@ -19,8 +19,9 @@ class RaggedCache:
     Attributes:
         length: int [B], tokens of each row so far.
         keys, values: for each layer [B, H, room, d].
-        row, position: int [T], of each token of the pass under way: its row and its place there.
-        end: the longest row with those tokens.
+        part: the slice of the rows that the pass under way is about; R of them.
+        row, position: int [T], of each token of this pass: its row among the R and its place there.
+        end: the longest of these rows with those tokens.
         sides: ``side_by_side`` of all of them.
     """
 
@@ -28,7 +29,13 @@ class RaggedCache:
 
     def __init__(self, layers, device):
         self.keys, self.values, self.length = [None] * layers, [None] * layers, None
-        self.device = device
+        self.device, self.room = device, 0
+
+    def reserve(self, rows, room):
+        """Passes to come will feed so many rows of up to this many tokens."""
+        if self.length is None:
+            self.length = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self.room = room
 
     def select(self, rows):
         """Keep these rows, in this order; a row may come several times."""
@@ -37,47 +44,52 @@ class RaggedCache:
                 states[layer] = found[rows]
         self.length = self.length[rows]
 
-    def open(self, counts):
-        """Note where the next tokens go: ``counts`` int [B], new tokens of each row."""
-        if self.length is None:
-            self.length = torch.zeros_like(counts)
-        self.end = int((self.length + counts).max())
+    def open(self, counts, part):
+        """Note where the next tokens go: ``counts`` int [R], new tokens of each row of this part."""
+        self.reserve(len(counts), self.room)
+        before = self.length[part]
+        self.part, self.end = part, int((before + counts).max())
         self.row = torch.repeat_interleave(torch.arange(len(counts), device=self.device), counts)
         first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-        self.position = self.length[self.row] + torch.arange(len(self.row), device=self.device) - first
+        self.position = before[self.row] + torch.arange(len(self.row), device=self.device) - first
         self.sides = self.side_by_side(slice(None))
 
     def side_by_side(self, asked):
         """How attention sees those of the new tokens that ask.
 
         Args:
-            asked: index of the R tokens among the T.
+            asked: index of the N tokens among the T.
 
         Returns:
-            ``(slot, width, visible)``: int [R], the place of each among B x width tokens side by side; bool [B, 1, width, end],
+            ``(slot, width, visible)``: int [N], the place of each among R x width tokens side by side; bool [R, 1, width, end],
             which places each of these may look at.
         """
         slot, width = side_places(self.row[asked])
-        visible = torch.ones(len(self.length) * width, self.end, dtype=torch.bool, device=self.device)
+        rows = len(self.length[self.part])
+        visible = torch.ones(rows * width, self.end, dtype=torch.bool, device=self.device)
         visible[slot] = torch.arange(self.end, device=self.device) <= self.position[asked][:, None]
-        return slot, width, visible.view(len(self.length), 1, width, self.end)
+        return slot, width, visible.view(rows, 1, width, self.end)
 
     def write(self, layer, key, value):
-        """Store new states [H, T, d] and return all so far [B, H, end, d], as views."""
+        """Store new states [H, T, d] and return all so far of these rows [R, H, end, d], as views."""
+        found = []
         for states, new in ((self.keys, key), (self.values, value)):
             if states[layer] is None or states[layer].shape[2] < self.end:
                 states[layer] = self._grown(states[layer], new)
-            states[layer][self.row, :, self.position] = new.transpose(0, 1)
-        return self.keys[layer][:, :, : self.end], self.values[layer][:, :, : self.end]
+            here = states[layer][self.part]
+            here[self.row, :, self.position] = new.transpose(0, 1)
+            found.append(here[:, :, : self.end])
+        return found
 
     def _grown(self, old, new):
-        room = new.new_zeros(len(self.length), new.shape[0], self.end + self.block, new.shape[2])
+        room = max(self.room, self.end) + self.block
+        grown = new.new_zeros(len(self.length), new.shape[0], room, new.shape[2])
         if old is not None:
-            room[:, :, : old.shape[2]] = old
-        return room
+            grown[:, :, : old.shape[2]] = old
+        return grown
 
 
-def feed(model, cache, rows, keep):
+def feed(model, cache, rows, keep, part=slice(None)):
     """One pass over new tokens.
 
     Args:
@@ -85,6 +97,7 @@ def feed(model, cache, rows, keep):
         cache: ``RaggedCache``, changed in place.
         rows: a list of new token ids for each row; it may be empty.
         keep: how many of the last new places of each row shall get logits.
+        part: which rows of the cache these are.
 
     Returns:
         ``(logits, starts)``: [R, V] of all kept places, row after row, and where each row's begin.
@@ -93,7 +106,7 @@ def feed(model, cache, rows, keep):
         RecnbError: the model does not take part in transformers' attention interface.
     """
     counts = torch.tensor([len(row) for row in rows], device=cache.device)
-    cache.open(counts)
+    cache.open(counts, part)
     ends = counts.cumsum(0).tolist()
     kept = [place for end, m in zip(ends, keep, strict=True) for place in range(end - m, end)]
     starts, total = [], 0
@@ -105,7 +118,7 @@ def feed(model, cache, rows, keep):
         logits = model(input_ids=ids, position_ids=cache.position[None], use_cache=False, cache=cache).logits[0]
     if any(states is None for states in cache.keys):
         raise RecnbError("this model computes attention in its own way and cannot be decoded here: take a Llama-like one")
-    cache.length = cache.length + counts
+    cache.length[part] += counts
     return logits, starts
 
 
@@ -120,7 +133,7 @@ def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, cach
     """
     only_plain(softcap, s_aux, sliding_window, cache.end)
     keys, values = cache.write(module.layer_idx, key[0], value[0])
-    rows, heads, groups = len(cache.length), key.shape[1], query.shape[1] // key.shape[1]
+    rows, heads, groups = len(keys), key.shape[1], query.shape[1] // key.shape[1]
     slot, width, visible = cache.sides if asked is None else cache.side_by_side(asked)
     new = query[0].transpose(0, 1)  # [T, heads, d]
     full = len(new) == rows * width

@@ -15,9 +15,13 @@ from recnb.instructions.templates import render
 from recnb.lm.cache import RaggedCache, feed
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.parsing import parse
+from recnb.lm.prepacked import answering
 
 SHARED = 16
 """Tokens that all prompts of a batch begin with are read once where there are so many: below that, another pass costs as much."""
+
+TOGETHER = 1024
+"""Tokens of prompts read in one pass on a CPU: what a layer writes then stays in the processor's cache for the next one."""
 
 
 class Draft:
@@ -48,7 +52,7 @@ def drafting(codec, catalog):
     return lambda k: Draft(automaton, k)
 
 
-@torch.no_grad()
+@answering
 def decode(model, codec, prompts, max_new, temperature=0.0, generator=None, states=None, drafts=None):
     """Continue token prompts until the end token.
 
@@ -160,7 +164,7 @@ def _masked(logits, states):
     return masked
 
 
-@torch.no_grad()
+@answering
 def beam_search(model, codec, prompts, beams, max_new):
     """The most probable answers by beam search, without a bonus for length.
 
@@ -215,13 +219,30 @@ def _read(model, prompts):
         cache.select(torch.zeros(len(distinct), dtype=torch.long, device=model.device))
     else:
         shared = 0
-    logits, _ = feed(model, cache, [prompt[shared:] for prompt in distinct], [1] * len(distinct))
+    rests, logits, read = [prompt[shared:] for prompt in distinct], [], 0
+    cache.reserve(len(distinct), max(map(len, distinct)))
+    for group in _groups(rests, TOGETHER if model.device.type == "cpu" else 64 * TOGETHER):
+        logits.append(feed(model, cache, group, [1] * len(group), slice(read, read + len(group)))[0])
+        read += len(group)
+    logits = torch.cat(logits)
     if len(distinct) == len(prompts):
         return cache, logits
     number = {prompt: place for place, prompt in enumerate(distinct)}
     copies = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=model.device)
     cache.select(copies)
     return cache, logits[copies]
+
+
+def _groups(rows, most):
+    """Neighbours among token rows together, as long as they have no more tokens than this; a longer row stands alone."""
+    groups, room = [], 0
+    for row in rows:
+        if not groups or len(row) > room:
+            groups.append([])
+            room = most
+        groups[-1].append(row)
+        room -= len(row)
+    return groups
 
 
 class LanguageModelRecommender:
