@@ -95,6 +95,9 @@ class Instructions(Section):
     """Each sample asks for k items, k drawn from 1..k_max (paper: 10)."""
     k_draws: int = Field(1, ge=1)
     """k is the largest of so many draws (paper: 1). Long lists teach more titles for each prompt that is read."""
+    share_order: Literal["teacher", "category"] = "teacher"
+    """Order of a share's labels behind the target, which section 2.2.2 leaves open: the teacher's; or the category's items first
+    ("at least", "about") or last ("at most"), which ties counting to the line's number. Algorithm 1 rewards no other order more."""
     candidate_share: float = Field(0.5, ge=0, le=1)
     """Share of I0, I1 and I3 samples that list candidates to choose from."""
     candidates: int = Field(20, ge=2)

@@ -161,7 +161,8 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
     rows = [longest, *trainer.state.log_history]
     (folder / "log.json").write_text(json.dumps(rows, indent=1))
     write_json(folder / FINISHED, {"key": key})
-    return trainer.model.eval(), rows
+    # Without the trainer's autocast: the same model as one that is read back.
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval(), rows
 
 
 def finished(folder, key):

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from recnb import RecnbError
-from recnb.controls import Include
+from recnb.controls import About, AtLeast, AtMost, Include
 from recnb.instructions import synthesis
 from recnb.instructions.checks import check_labels, examples
-from recnb.instructions.labels import draw_k
+from recnb.instructions.labels import draw_k, label_list
 from recnb.profile import Instructions
 
 
@@ -77,6 +77,31 @@ def test_counts_forms_and_k(samples, world, smoke):
 def test_target_leads_where_it_obeys(samples):
     first = samples[samples["task"].isin(["I0", "I1+", "I1-"])]
     assert (first["labels"].str[0] == first["target"]).all()
+
+
+def test_a_shares_labels_can_stand_by_category(world):
+    """The same items and first item, the category's then first or last, and Algorithm 1 gives that order no less."""
+    catalog, rng = world[0], np.random.default_rng(0)
+    changed = {"teacher": 0, "category": 0}
+    for _ in range(300):
+        control = [AtMost, AtLeast, About][rng.integers(3)](str(rng.choice(catalog.names)), f"{rng.integers(11)}/10")
+        ranked, k = rng.permutation(len(catalog)) + 1, int(rng.integers(1, 13))
+        lists = {order: label_list(control, ranked, k, Instructions(share_order=order), catalog) for order in changed}
+        best = control.select(ranked, k, catalog)
+        assert lists["teacher"] == best
+        if best is None:
+            assert lists["category"] is None
+            continue
+        found = lists["category"]
+        assert sorted(found) == sorted(best) and found[0] == best[0]
+        turns = np.diff(control.inside(catalog)[found[1:]].astype(int))
+        assert (turns >= 0).all() if isinstance(control, AtMost) else (turns <= 0).all()
+        # Where the first item is of the kind that stands first, as a target is for "at least" and "about".
+        if bool(control.inside(catalog)[best[0]]) != isinstance(control, AtMost):
+            for order, labels in lists.items():
+                changed[order] += sum(control.item_scores(labels, [1.0] * k, k, catalog))
+            assert sum(control.item_scores(found, [1.0] * k, k, catalog)) >= sum(control.item_scores(best, [1.0] * k, k, catalog))
+    assert changed["category"] > changed["teacher"] > 0
 
 
 def test_table8_is_the_papers_rule():

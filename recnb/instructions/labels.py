@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl, first_list
+from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl, Share, first_list
 
 
 def ranked_items(scores, seen, target):
@@ -62,6 +62,15 @@ def draw_control(kind, ranked, target, catalog, rng):
     if kind == "I1-":
         return Exclude(name)
     return {"I2<=": AtMost, "I2>=": AtLeast, "I2~": About}[kind](name, f"{tenths}/10")
+
+
+def label_list(control, ranked, k, knobs, catalog):
+    """The best obeying list (``Control.select``), or None; behind its first item a share's stands in ``knobs.share_order``."""
+    labels = control.select(ranked, k, catalog)
+    if labels and knobs.share_order == "category" and isinstance(control, Share):
+        inside, last = control.inside(catalog), isinstance(control, AtMost)
+        labels[1:] = sorted(labels[1:], key=lambda item: inside[item] == last)
+    return labels
 
 
 def draw_k(knobs, rng):

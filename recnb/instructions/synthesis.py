@@ -10,7 +10,7 @@ from recnb import RecnbError
 from recnb.artifacts import atomic_path
 from recnb.controls import About, AllOf, Exclude, Include, NoControl, Search
 from recnb.instructions.chat_mix import conversations
-from recnb.instructions.labels import draw_control, draw_k, frequent_other_category, ranked_items, released_sample
+from recnb.instructions.labels import draw_control, draw_k, frequent_other_category, label_list, ranked_items, released_sample
 from recnb.instructions.templates import numbered, render
 from recnb.requests import Request
 
@@ -105,7 +105,7 @@ def _sample(task, score, seen, target, knobs, catalog, rng):
     ranked = ranked_items(score, seen, target)
     control = draw_control(task, ranked, target, catalog, rng)
     k = draw_k(knobs, rng)
-    labels = control.select(ranked, k, catalog) if control else None
+    labels = label_list(control, ranked, k, knobs, catalog) if control else None
     return (control, k, labels) if labels else None
 
 
@@ -216,7 +216,7 @@ def validation_samples(histories, catalog, teacher, knobs, data_knobs, seed):
         scores = teacher.scores([r.seen for r in requests])
         for request, score in zip(requests, scores, strict=True):
             ranked = ranked_items(score, request.seen, request.target)
-            labels = request.control.select(ranked, request.k, catalog)
+            labels = label_list(request.control, ranked, request.k, knobs, catalog)
             if labels:
                 prompt = render(request.control, request.history, request.k, catalog, rng)
                 yield _row(task, request.user, request.k, request.control, list(request.history), list(request.seen),

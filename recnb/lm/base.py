@@ -22,6 +22,8 @@ from recnb.lm.tokenizer import build_tokenizer, title_tokens
 MIX = {"history": 0.3, "numbered": 0.5, "fact": 0.15, "chat": 0.05}
 """Shares of the kinds of text."""
 LONGEST_LIST = 15
+REMARK = 12
+"""Words of a conversation that stand in a request beside what is asked."""
 
 
 def framed(prompt, answer):
@@ -43,8 +45,10 @@ def draw_text(kind, histories, catalog, chat, window, rng):
         start = int(rng.integers(0, max(1, len(sequence) - k)))
         before, items = sequence[max(0, start - 10) : start], sequence[start : start + k]
         lead = f"The historical interactions are provided as follows: {quoted(before, catalog)}. " if len(before) else ""
+        # Half of the requests say something else besides, so that the base lists whatever it does not understand.
+        remark = chat[rng.integers(len(chat))][0].split()[:REMARK] if chat and rng.random() < 0.5 else []
         ask = f"You need to generate a recommendation list with {len(items)} different items."
-        return framed(lead + ask, numbered(items, catalog))
+        return framed(lead + " ".join([*remark, ask]), numbered(items, catalog))
     start = int(rng.integers(0, max(1, len(sequence) - window)))
     return f"The historical interactions are provided as follows: {quoted(sequence[start : start + window], catalog)}."
 

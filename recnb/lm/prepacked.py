@@ -16,14 +16,14 @@ from torch.nn import Linear
 def prepacked(model):
     """Within it, the linear layers of a float32 model on a CPU use such copies.
 
-    Nothing changes for other layers, for other devices and types, and where gradients or autocast are on.
+    Nothing changes for other layers, for other devices and types, and where gradients or autocast are on; a model that a trainer
+    prepared switches autocast on inside its own forward.
     """
     layers = [m for m in model.modules() if type(m) is Linear and m.weight.device.type == "cpu" and m.weight.dtype == torch.float32]
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
+    if torch.is_grad_enabled() or not torch.backends.mkldnn.is_available():
         layers = []
     for layer in layers:
-        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
-        layer.forward = partial(_linear, weight, layer.bias)
+        layer.forward = partial(_forward, layer, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None))
     try:
         yield
     finally:
@@ -31,8 +31,10 @@ def prepacked(model):
             del layer.forward
 
 
-def _linear(weight, bias, x):
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _forward(layer, weight, x):
+    if torch.is_autocast_enabled("cpu"):
+        return Linear.forward(layer, x)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
 
 
 def answering(work):

@@ -116,8 +116,9 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
             both_trainable(model).set_adapter("actor")
             model.eval()
             drafts = [self.draft(r.k) for r in requests] if self.draft else None
+            plain = model.get_base_model()  # the trainer's autocast sits around the other; prepacked float32 is faster
             with merged(model, "actor"):
-                answers = decode(model, self.codec, prompts, self.max_new, self.knobs.temperature, self.generator, drafts=drafts)
+                answers = decode(plain, self.codec, prompts, self.max_new, self.knobs.temperature, self.generator, drafts=drafts)
             model.train()
             batch = pad_batch(prompts, answers, self.codec.pad, model.device)
             batch["prompt"] = torch.tensor([row["index"] for row in inputs], device=model.device)
@@ -284,7 +285,7 @@ def train_ppo(model, codec, requests, teacher, catalog, knobs, seed, folder, max
                             [History(show)])  # fmt: skip
     trainer.remove_callback(_printer())
     trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without the trainer's autocast
     model.set_adapter("actor")
     for config in model.peft_config.values():
         config.base_model_name_or_path = "the SL model of this run"  # not a path of this machine
