@@ -1,8 +1,8 @@
 """The base of the mini model: plain next-token training on what needs no instruction.
 
-Four kinds of text: histories in quotes, a history's next titles as the numbered list that answers a plain request, facts about
-one title, and conversations. No control and no label of the teacher's: what comes out can list titles, as a chat model can, and
-is this kit's "untouched language model", the zero-shot row of every table.
+Four kinds of text: histories in quotes, a history's next titles as the numbered list that answers a request (half of which say
+something unrelated besides), facts about one title, and conversations. No control and no label of the teacher's: what comes out
+can list titles, as a chat model can, and is this kit's "untouched language model", the zero-shot row of every table.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def draw_text(kind, histories, catalog, chat, window, rng):
         start = int(rng.integers(0, max(1, len(sequence) - k)))
         before, items = sequence[max(0, start - 10) : start], sequence[start : start + k]
         lead = f"The historical interactions are provided as follows: {quoted(before, catalog)}. " if len(before) else ""
-        # Half of the requests say something else besides, so that the base lists whatever it does not understand.
+        # So that the base lists whatever it does not understand: without it, it named one title or two when a wish was stated.
         remark = chat[rng.integers(len(chat))][0].split()[:REMARK] if chat and rng.random() < 0.5 else []
         ask = f"You need to generate a recommendation list with {len(items)} different items."
         return framed(lead + " ".join([*remark, ask]), numbered(items, catalog))

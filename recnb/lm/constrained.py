@@ -78,8 +78,8 @@ class CatalogAutomaton:
         if k > self.longest:
             raise RecnbError(f"constrained decoding was set up for lists of at most {self.longest}, asked for {k}")
         state = RowState(self, k, repeats)
-        for item in set(banned):
-            state.ban(item)
+        if banned := set(banned):
+            np.subtract.at(state.left, np.concatenate([self.paths[item] for item in banned]), 1)
         if state.left[0] < k:
             raise RecnbError(f"{k} titles asked for, but only {state.left[0]} of the catalogue are unseen")
         if needs:
@@ -140,7 +140,7 @@ class RowState:
             tokens, complete = self.a.child_tokens[self.node][self.left[nodes] > 0], self._complete(self.node)
         if complete:
             after = self.a.eos if self.n + 1 == self.k else self.a.numbers[self.n + 1][0]
-            tokens = np.append(tokens, after)
+            tokens = np.concatenate((tokens, (after,)))
         return tokens
 
     def forced(self):
