@@ -11,6 +11,7 @@ the results.
 import argparse
 import copy
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -393,9 +394,9 @@ def markdown(rows):
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft"))
     lines = ["# Our engines beside what one would otherwise pick", "",
              f"{machine['cores']} cores ({_processor()}), {machine['memory_gib']} GiB, GPUs: {gpus}; "
-             f"Python {platform.python_version()}, {versions}. Written by `make bench`; the sides of a row took turns in one "
-             "run (the teachers trained one after the other), with the system's own memory settings (LOG.md has the ratios with "
-             "the kit's on both sides). Trust the ratios.", "",
+             f"Python {platform.python_version()}, {versions}. Written by `make bench`, each part in a process of its own; the "
+             "sides of a row took turns (the teachers trained one after the other), with the system's own memory settings (LOG.md "
+             "has the ratios with the kit's on both sides). Trust the ratios.", "",
              "| what | ours | peer | ratio | notes |", "|---|---|---|---|---|"]  # fmt: skip
     for what, mine, other, note in rows:
         peer, ratio = ("", "") if other is None else (f"{other:.4g}", f"{other / mine:.1f}")
@@ -411,6 +412,12 @@ def _processor():
         return platform.processor()
 
 
+def run_part(name, own):
+    """The rows of one part."""
+    disable_progress_bar()
+    return PARTS[name](World(), *own)
+
+
 def main():
     """Run the parts; with all of them, the page is written anew after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -422,11 +429,11 @@ def main():
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)}")
-    disable_progress_bar()
-    world, rows = World(), []
-    own = {"teacher": (arguments.budget, arguments.peers), "free": (arguments.vllm,)}
+    own, rows = {"teacher": (arguments.budget, arguments.peers), "free": (arguments.vllm,)}, []
     for name in arguments.parts or PARTS:
-        rows += PARTS[name](world, *own.get(name, ()))
+        # A process of its own for each part: what malloc has learned from one part changes the speed of the next.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows += pool.apply(run_part, (name, own.get(name, ())))
         print(markdown(rows), file=sys.stderr, flush=True)
         if not arguments.parts:
             (HERE / "results.md").write_text(markdown(rows), encoding="utf-8")

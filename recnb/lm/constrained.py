@@ -96,6 +96,7 @@ class RowState:
         self.queue = list(automaton.numbers[0])  # tokens of the list number still to come
         self.node, self.done = 0, False
         self.kinds = None
+        self.first = None  # the tokens a title may begin with, until a ban takes one of them away
 
     def oblige(self, needs, banned):
         """From now on only items with which the list can end as asked."""
@@ -120,12 +121,16 @@ class RowState:
             if not possible:
                 nodes = self.a.path_nodes[self.kinds[self.a.path_items] == code]
                 self.left -= np.bincount(nodes, minlength=len(self.left))
+                self.first = None
                 self.kinds[self.kinds == code] = -1
                 self.available[code] = 0
 
     def ban(self, item):
         """The item may not come (again)."""
-        self.left[self.a.paths[item]] -= 1
+        path = self.a.paths[item]
+        self.left[path] -= 1
+        if not self.left[path[1]]:
+            self.first = None
 
     def allowed(self):
         """Token ids that may come next, as an int array."""
@@ -133,6 +138,10 @@ class RowState:
             return np.array([self.a.eos])
         if self.queue:
             return np.array([self.queue[0]])
+        if not self.node:
+            if self.first is None:
+                self.first = self.a.child_tokens[0][self.left[self.a.child_nodes[0]] > 0]
+            return self.first
         if self._untouched(self.node):
             tokens, complete = self.a.child_tokens[self.node], self.a.item_at[self.node]
         else:
