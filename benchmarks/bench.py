@@ -431,7 +431,7 @@ def main():
         parser.error(f"no such part: {', '.join(unknown)}")
     own, rows = {"teacher": (arguments.budget, arguments.peers), "free": (arguments.vllm,)}, []
     for name in arguments.parts or PARTS:
-        # A process of its own for each part: what malloc has learned from one part changes the speed of the next.
+        # A process of its own for each part: memory that one part left behind changes the speed of the next.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows += pool.apply(run_part, (name, own.get(name, ())))
         print(markdown(rows), file=sys.stderr, flush=True)

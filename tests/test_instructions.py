@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -80,13 +81,14 @@ def test_target_leads_where_it_obeys(samples):
 
 
 def test_a_shares_labels_can_stand_by_category(world):
-    """The same items and first item, the category's then first or last, and Algorithm 1 gives that order no less."""
+    """The same items and first item, behind it the category's first or last."""
     catalog, rng = world[0], np.random.default_rng(0)
-    changed = {"teacher": 0, "category": 0}
     for _ in range(300):
         control = [AtMost, AtLeast, About][rng.integers(3)](str(rng.choice(catalog.names)), f"{rng.integers(11)}/10")
         ranked, k = rng.permutation(len(catalog)) + 1, int(rng.integers(1, 13))
-        lists = {order: label_list(control, ranked, k, Instructions(share_order=order), catalog) for order in changed}
+        lists = {
+            order: label_list(control, ranked, k, Instructions(share_order=order), catalog) for order in ("teacher", "category")
+        }
         best = control.select(ranked, k, catalog)
         assert lists["teacher"] == best
         if best is None:
@@ -96,12 +98,27 @@ def test_a_shares_labels_can_stand_by_category(world):
         assert sorted(found) == sorted(best) and found[0] == best[0]
         turns = np.diff(control.inside(catalog)[found[1:]].astype(int))
         assert (turns >= 0).all() if isinstance(control, AtMost) else (turns <= 0).all()
-        # Where the first item is of the kind that stands first, as a target is for "at least" and "about".
-        if bool(control.inside(catalog)[best[0]]) != isinstance(control, AtMost):
-            for order, labels in lists.items():
-                changed[order] += sum(control.item_scores(labels, [1.0] * k, k, catalog))
-            assert sum(control.item_scores(found, [1.0] * k, k, catalog)) >= sum(control.item_scores(best, [1.0] * k, k, catalog))
-    assert changed["category"] > changed["teacher"] > 0
+
+
+@pytest.mark.parametrize("make", [AtMost, AtLeast, About])
+def test_algorithm_1_rewards_no_other_order_more(make):
+    """Against every order of an obeying list's items inside (1) and outside (0) the category."""
+
+    def score(control, order, k):
+        inside = np.cumsum(order)
+        return sum(control.item_score(bool(one), int(n), place - int(n), k, 1.0)
+                   for place, (one, n) in enumerate(zip(order, inside, strict=True), start=1))  # fmt: skip
+
+    gained = 0.0
+    for k, tenths in itertools.product(range(1, 8), range(11)):
+        control = make("x", f"{tenths}/10")
+        low, high = control.bounds(k)
+        for n in range(low, high + 1):
+            ours = score(control, [0] * (k - n) + [1] * n if make is AtMost else [1] * n + [0] * (k - n), k)
+            others = [score(control, [int(i in places) for i in range(k)], k) for places in itertools.combinations(range(k), n)]
+            assert ours == max(others)
+            gained += ours - min(others)
+    assert (gained > 0) == (make is About)  # of the other two Algorithm 1 rewards every order alike
 
 
 def test_table8_is_the_papers_rule():
