@@ -36,13 +36,15 @@ def test_readme_table_is_the_reference_runs():
     values = metrics.set_index(["system", "decoding", "task", "metric"])["value"]
     free = [(system, "free") for system in ("sasrec", "popularity", "v2", "full")]
     systems = [*free, ("full", "constrained"), ("full", "obey")]
-    rows = {"I0, HR@10": ("I0", "HR@10"), "include": ("I1+", "TCP"), "exclude": ("I1-", "TCP"), "about 30": ("I2~30", "CPA"),
-            "repeats": ("format", "RepeatItem")}  # fmt: skip
+    rows = {"I0, HR@10": ("I0", "HR@10"), "include": ("I1+", "TCP"), "exclude": ("I1-", "TCP"), "at most 20": ("I2<=20", "CPA"),
+            "about 30": ("I2~30", "CPA"), "at least 30": ("I2>=30", "CPA"), "repeats": ("format", "RepeatItem"),
+            "films of the prompt": ("format", "InHistory")}  # fmt: skip
     for start, key in rows.items():
         line = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
         cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
         found = [values[(*system, *key)] for system in systems]
-        expected = [f"{v:.3f}".lstrip("0") if key[0] == "I0" else f"{100 * v:.1f} %" for v in found]
+        digits = 2 if key[0] == "format" else 1
+        expected = [f"{v:.3f}".lstrip("0") if key[0] == "I0" else f"{100 * v:.{digits}f} %" for v in found]
         assert cells == expected
 
 
