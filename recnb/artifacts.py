@@ -1,7 +1,8 @@
 """Run folders, manifests and atomic writes: how one stage hands its results to the next.
 
-A stage writes into ``<run>/<stage>/``; its last act is ``manifest.json`` with the parameters, seeds, versions,
-wall time and the sha256 of every input and output. Only a stage whose manifest matches its files counts as done.
+A stage writes into ``<run>/<stage>/``; its last act is ``manifest.json`` with the parameters,
+seeds, versions, wall time and the sha256 of every input and output. Only a stage whose manifest
+matches its files counts as done.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from pathlib import Path
 from recnb import RecnbError
 from recnb.profile import STAGES, load, root, save
 
-PACKAGES = ["torch", "transformers", "trl", "peft", "datasets", "papermill", "snakemake", "numpy", "pandas"]
+PACKAGES = "torch transformers trl peft datasets papermill snakemake numpy pandas".split()
 
 
 def sha256(path):
@@ -34,7 +35,7 @@ def sha256(path):
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """Yield a temporary name beside ``path``; rename it onto ``path`` on success, remove it on failure.
+    """Yield a temporary name beside ``path``, renamed onto it on success, removed on failure.
 
     Works for a file or a folder: the caller creates either at the temporary name.
     """
@@ -57,8 +58,9 @@ def atomic_path(path):
 
 def write_json(path, value):
     """Write JSON atomically, keys in the given order."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _remove(path):
@@ -70,11 +72,12 @@ def _remove(path):
 
 def runs_folder():
     """Where runs are kept: ``RECNB_RUNS`` or ``papermill_runs`` of the checkout."""
-    return Path(os.environ["RECNB_RUNS"]) if os.environ.get("RECNB_RUNS") else root() / "papermill_runs"
+    given = os.environ.get("RECNB_RUNS")
+    return Path(given) if given else root() / "papermill_runs"
 
 
 def fingerprint(profile, stage):
-    """Hash of everything a stage depends on through the profile: its knobs and those of the stages before it."""
+    """Hash of every knob that a stage depends on: its own and those of the stages before it."""
     upto = STAGES[: STAGES.index(stage) + 1]
     knobs = json.dumps([profile.stage_knobs(name) for name in upto], sort_keys=True)
     return hashlib.sha256(knobs.encode()).hexdigest()
@@ -99,24 +102,31 @@ class Reader:
         folder = self.run_folder / stage
         manifest = read_manifest(folder, stage)
         if manifest["fingerprint"] != fingerprint(self.profile, stage):
-            raise RecnbError(f"{folder} was made with other knobs: run notebook {stage} again with this profile")
+            raise RecnbError(
+                f"{folder} was made with other knobs: run notebook {stage} again with this profile"
+            )
         expected = manifest["outputs"].get(file)
         if expected is None:
-            raise RecnbError(f"{folder}/manifest.json does not list {file}: run notebook {stage} again")
+            raise RecnbError(
+                f"{folder}/manifest.json does not list {file}: run notebook {stage} again"
+            )
         if not (folder / file).is_file() or sha256(folder / file) != expected:
-            raise RecnbError(f"{folder / file} is missing or was changed: run notebook {stage} again")
+            raise RecnbError(
+                f"{folder / file} is missing or was changed: run notebook {stage} again"
+            )
         self.inputs[f"{stage}/{file}"] = expected
         return folder / file
 
     def input_folder(self, stage, folder):
         """Like ``input`` for a folder (a model): every listed file under it is checked."""
-        files = read_manifest(self.run_folder / stage, stage)["outputs"]
+        made = self.run_folder / stage
+        files = read_manifest(made, stage)["outputs"]
         names = [name for name in files if name.startswith(folder + "/")]
         if not names:
-            raise RecnbError(f"{self.run_folder / stage}/manifest.json lists no {folder}/: run notebook {stage} again")
+            raise RecnbError(f"{made}/manifest.json lists no {folder}/: run notebook {stage} again")
         for name in names:
             self.input(stage, name)
-        return self.run_folder / stage / folder
+        return made / folder
 
 
 class Stage(Reader):
@@ -137,7 +147,7 @@ class Stage(Reader):
         self.tick()
 
     def _earlier_seconds(self):
-        """Seconds spent by starts of this stage with these knobs that were stopped before its end."""
+        """Seconds spent by starts of this stage, with these knobs, that were stopped early."""
         try:
             kept = json.loads((self.folder / ".clock.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
@@ -153,14 +163,15 @@ class Stage(Reader):
         write_json(self.folder / ".clock.json", {"key": self.key, "seconds": self.seconds()})
 
     def finish(self, numbers=None):
-        """Write the manifest. ``numbers`` are the stage's headline results; returns the manifest."""
+        """Write the manifest and return it; ``numbers`` are the stage's headline results."""
         for mark in self.folder.rglob(FINISHED):
             mark.unlink()
-        outputs = {
-            path.relative_to(self.folder).as_posix(): sha256(path)
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and not _scratch(path.relative_to(self.folder))
-        }
+        outputs = {}
+        for path in sorted(self.folder.rglob("*")):
+            relative = path.relative_to(self.folder)
+            if path.is_file() and not _scratch(relative):
+                outputs[relative.as_posix()] = sha256(path)
+        versions = {name: metadata.version(name) for name in PACKAGES}
         manifest = {
             "stage": self.name,
             "fingerprint": fingerprint(self.profile, self.name),
@@ -169,7 +180,7 @@ class Stage(Reader):
             "wall_seconds": round(self.seconds(), 1),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "commit": git_commit(),
-            "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+            "versions": {"python": platform.python_version()} | versions,
             "hardware": hardware(),
             "inputs": self.inputs,
             "outputs": outputs,
@@ -180,11 +191,12 @@ class Stage(Reader):
 
 
 def _scratch(relative):
-    return relative.name == "manifest.json" or "checkpoints" in relative.parts or relative.name.startswith(".")
+    hidden = relative.name.startswith(".")
+    return hidden or relative.name == "manifest.json" or "checkpoints" in relative.parts
 
 
 def open_stage(name, profile, run, overrides=None):
-    """Start a stage in a notebook: load the profile, choose the run's folder, clear an old manifest.
+    """Start a stage in a notebook: load the profile, open the run's folder, drop an old manifest.
 
     Args:
         name: a name of ``STAGES``.
@@ -211,7 +223,7 @@ def read_manifest(folder, stage):
 
 
 def is_done(profile, stage, run_folder):
-    """True if the stage's manifest was made with these knobs and every output is on disk, unchanged."""
+    """True if the stage was made with these knobs and every output is on disk, unchanged."""
     folder = Path(run_folder) / stage
     try:
         manifest = read_manifest(folder, stage)
@@ -219,17 +231,21 @@ def is_done(profile, stage, run_folder):
         return False
     if manifest.get("fingerprint") != fingerprint(profile, stage):
         return False
-    return all((folder / n).is_file() and sha256(folder / n) == h for n, h in manifest["outputs"].items())
+    outputs = manifest["outputs"].items()
+    return all((folder / n).is_file() and sha256(folder / n) == h for n, h in outputs)
 
 
 def git_commit():
-    """Commit of the checkout, with ``-dirty`` when tracked files differ; ``unknown`` outside git."""
+    """Commit of the checkout, with ``-dirty`` when tracked files differ, or ``unknown``."""
 
     def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=root(), capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["git", *arguments], cwd=root(), capture_output=True, text=True, check=True
+        ).stdout
 
     try:
-        return git("rev-parse", "--short=12", "HEAD").strip() + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+        commit = git("rev-parse", "--short=12", "HEAD").strip()
+        return f"{commit}-dirty" if git("status", "--porcelain", "-uno") else commit
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -239,5 +255,12 @@ def hardware():
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if sys.platform != "win32" else 0
-    return {"cpu": platform.machine(), "cores": os.cpu_count(), "memory_gib": round(memory / 2**30), "gpus": gpus}
+    memory = 0
+    if sys.platform != "win32":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30),
+        "gpus": gpus,
+    }

@@ -10,14 +10,14 @@ import pandas as pd
 
 from recnb import RecnbError
 
-ARTICLES = ("The", "A", "An", "Les", "Le", "La", "Il", "Der", "Das", "Die", "El", "L'", "Los", "Las", "O")
+ARTICLES = "The A An Les Le La Il Der Das Die El L' Los Las O".split()
 
 
 def clean_title(raw):
     """A title as people write it, on one line, safe to stand in a prompt between single quotes.
 
-    HTML entities are decoded and tags dropped, control characters and newlines become spaces, a trailing article
-    comes first ("Usual Suspects, The" -> "The Usual Suspects").
+    HTML entities are decoded and tags dropped, control characters and newlines become spaces, a
+    trailing article comes first ("Usual Suspects, The" -> "The Usual Suspects").
     """
     text = html.unescape(str(raw))
     text = re.sub(r"</?[a-zA-Z][^<>]*>", " ", text)
@@ -35,17 +35,17 @@ LONGEST_TITLE = 64
 
 
 def shorten(title, longest=LONGEST_TITLE):
-    """The title's first ``longest`` tokens, by a count that holds for any tokenizer: four letters or one sign a token.
+    """The title's first ``longest`` tokens, where four letters or one sign are a token.
 
-    Real tokenizers need fewer for most Latin text. Titles that become alike are told apart by ``unique_titles``.
+    That count serves for any tokenizer: real ones need fewer for most Latin text. Titles that
+    become alike are told apart by ``unique_titles``.
     """
-    pieces = re.finditer(r"\w{1,4}|[^\w\s]", title)
-    ends = [piece.end() for piece in pieces]
+    ends = [piece.end() for piece in re.finditer(r"\w{1,4}|[^\w\s]", title)]
     return title if len(ends) <= longest else title[: ends[longest - 1]]
 
 
 def unique_titles(titles):
-    """Titles made unique by appending " (2)", " (3)", ... to later ones; compared without regard to case.
+    """Titles made unique: later ones get " (2)", " (3)", ... appended; case does not count.
 
     Raises:
         RecnbError: an empty title, with its row.
@@ -75,7 +75,9 @@ class Catalog:
         if len(titles) != len(categories):
             raise RecnbError(f"{len(titles)} titles but {len(categories)} category sets")
         if not any(categories):
-            raise RecnbError("no item has a category: controls need at least one category column with values")
+            raise RecnbError(
+                "no item has a category: controls need at least one category column with values"
+            )
         self.titles = ["", *titles]
         self.categories = [frozenset(), *(frozenset(c) for c in categories)]
         self.names = sorted(set().union(*self.categories))
@@ -104,8 +106,11 @@ class Catalog:
         try:
             return self._members[category]
         except KeyError:
-            close = difflib.get_close_matches(str(category), self.names, n=3, cutoff=0.4) or self.names[:5]
-            raise RecnbError(f"no category {category!r} in the catalogue; nearest: {', '.join(close)}") from None
+            close = difflib.get_close_matches(str(category), self.names, n=3, cutoff=0.4)
+            nearest = ", ".join(close or self.names[:5])
+            raise RecnbError(
+                f"no category {category!r} in the catalogue; nearest: {nearest}"
+            ) from None
 
     def mask(self, category):
         """bool [N+1]: True for the members of a category; read-only."""

@@ -1,4 +1,4 @@
-"""The command line: recnb fetch | run | status | report | evaluate | requests | score | summarise."""
+"""The command line: one thin command a verb; ``recnb --help`` lists them."""
 
 import json
 import subprocess
@@ -14,9 +14,20 @@ import yaml
 from recnb import RecnbError, profile, sources
 from recnb.artifacts import atomic_path, is_done, read_manifest, runs_folder
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-                  help="Controllable recommendation with language models.")  # fmt: skip
-SetOption = Annotated[list[str], typer.Option("--set", help="section.key=value, for example sft.rank=32")]
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Controllable recommendation with language models.",
+)
+ProfileArgument = Annotated[str, typer.Argument(help="profile")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", help="section.key=value, for example sft.rank=32")
+]
+RunArgument = Annotated[str, typer.Argument(help="name of the run")]
+NewRun = Annotated[str, typer.Option("--run", help="name of the run, default: the profile's")]
+AnsweredRun = Annotated[str, typer.Option("--run", help="the run whose requests were answered")]
+FolderOption = Annotated[str, typer.Option(help="folder of the run, instead of its name")]
 
 
 def overrides(pairs):
@@ -31,7 +42,7 @@ def overrides(pairs):
 
 
 @app.command()
-def fetch(name: Annotated[str, typer.Argument(help="profile")] = "laptop"):
+def fetch(name: ProfileArgument = "laptop"):
     """Download and verify what a profile needs; nothing is downloaded twice."""
     for source in sources.needed(profile.load(name)):
         print(f"{source.name}: {sources.fetch(source)} ({source.licence})")
@@ -39,12 +50,15 @@ def fetch(name: Annotated[str, typer.Argument(help="profile")] = "laptop"):
 
 @app.command()
 def run(
-    name: Annotated[str, typer.Argument(help="profile")] = "laptop",
-    run_name: Annotated[str, typer.Option("--run", help="name of the run, default: the profile's")] = "",
+    name: ProfileArgument = "laptop",
+    run_name: NewRun = "",
     until: Annotated[str, typer.Option(help="last stage, for example 04_sft")] = "",
     set_: SetOption = [],  # noqa: B006
 ):
-    """Run the notebooks of a profile, in order; what is up to date is not run again. With seeds: a run a seed, and a summary."""
+    """Run the notebooks of a profile, in order; what is up to date is not run again.
+
+    With seeds: a run a seed, and a summary.
+    """
     resolved = profile.load(name, overrides(set_))
     if until and until not in profile.STAGES:
         raise RecnbError(f"--until {until}: no such stage; stages: {', '.join(profile.STAGES)}")
@@ -52,47 +66,54 @@ def run(
     if not resolved.seeds:
         return _run(resolved, runs_folder() / run_name, until)
     for seed in resolved.seeds:
-        _run(resolved.model_copy(update={"seed": seed, "seeds": []}), runs_folder() / f"{run_name}-seed{seed}", until)
+        one = resolved.model_copy(update={"seed": seed, "seeds": []})
+        _run(one, runs_folder() / f"{run_name}-seed{seed}", until)
     if not until:
-        _summarise([f"{run_name}-seed{seed}" for seed in resolved.seeds], runs_folder() / f"{run_name}-seeds.csv")
+        runs = [f"{run_name}-seed{seed}" for seed in resolved.seeds]
+        _summarise(runs, runs_folder() / f"{run_name}-seeds.csv")
 
 
 def _run(resolved, folder, until):
     folder.mkdir(parents=True, exist_ok=True)
     stages = profile.STAGES[: profile.STAGES.index(until) + 1] if until else profile.STAGES
-    path = folder / "profile.yaml"
+    path, page = folder / "profile.yaml", folder / "report.html"
     profile.save(resolved, path)
     done = [is_done(resolved, stage, folder) for stage in stages]
-    if all(done) and (until or (folder / "report.html").is_file()):
+    if all(done) and (until or page.is_file()):
         print(f"{folder.name}: all {len(stages)} notebooks are up to date")
         return
-    (folder / "report.html").unlink(missing_ok=True)  # Snakemake makes nothing anew for a target that is there
-    for stage in stages[done.index(False) if False in done else len(stages) :]:
+    # Snakemake makes nothing anew for a target that is there.
+    page.unlink(missing_ok=True)
+    first = done.index(False) if False in done else len(stages)
+    for stage in stages[first:]:
         (folder / stage / "manifest.json").unlink(missing_ok=True)
     for source in sources.needed(resolved):
         sources.fetch(source)
-    target = f"{until}/manifest.json" if until else "all"
-    _snakemake(folder, path, target)
+    _snakemake(folder, path, f"{until}/manifest.json" if until else "all")
     if not until:
-        print(f"report: {folder / 'report.html'}")
+        print(f"report: {page}")
 
 
 def _snakemake(folder, path, target):
     snakefile = Path(__file__).parent / "workflow" / "Snakefile"
-    base = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--directory", str(folder)]
+    base = [sys.executable, "-m", "snakemake"]
+    base += ["--snakefile", str(snakefile), "--directory", str(folder)]
     configuration = ["--config", f"profile={path.resolve()}", f"python={sys.executable}"]
     # A killed run leaves a lock; runs of one folder are started from here alone.
     subprocess.run([*base, *configuration, "--unlock"], capture_output=True)
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(folder, stop), daemon=True)
     watcher.start()
-    command = [*base, "--cores", "all", "--quiet", "all", "--rerun-incomplete", "--rerun-triggers", "mtime",
-               *configuration, "--", target]  # fmt: skip
+    command = [*base, "--cores", "all", "--quiet", "all", "--rerun-incomplete"]
+    command += ["--rerun-triggers", "mtime", *configuration, "--", target]
     result = subprocess.run(command)
     stop.set()
     watcher.join()
     if result.returncode:
-        raise RecnbError("the run stopped; fix the cause above and start the same command again: finished notebooks are kept")
+        raise RecnbError(
+            "the run stopped; fix the cause above and start the same command again: finished "
+            "notebooks are kept"
+        )
 
 
 def _watch(folder, stop):
@@ -107,11 +128,12 @@ def _watch(folder, stop):
             shown = (row["text"], row["done"] * 10 // max(row["of"], 1))
             if last.get(path) != shown and time.time() - path.stat().st_mtime < 60:
                 last[path] = shown
-                print(f"      {row['text']}: {row['done']} of {row['of']}, about {row['left'] / 60:.1f} min left", flush=True)
+                left = f"about {row['left'] / 60:.1f} min left"
+                print(f"      {row['text']}: {row['done']} of {row['of']}, {left}", flush=True)
 
 
 @app.command()
-def status(run_name: Annotated[str, typer.Argument(help="name of the run")] = "laptop"):
+def status(run_name: RunArgument = "laptop"):
     """Say which notebooks of a run are up to date."""
     folder = runs_folder() / run_name
     if not (folder / "profile.yaml").is_file():
@@ -120,13 +142,10 @@ def status(run_name: Annotated[str, typer.Argument(help="name of the run")] = "l
     for stage in profile.STAGES:
         if is_done(resolved, stage, folder):
             manifest = read_manifest(folder / stage, stage)
-            print(f"{stage:18} up to date  {manifest['wall_seconds']:8.0f} s  {manifest['peak_memory_mib']:6} MiB")
+            seconds, memory = manifest["wall_seconds"], manifest["peak_memory_mib"]
+            print(f"{stage:18} up to date  {seconds:8.0f} s  {memory:6} MiB")
         else:
             print(f"{stage:18} to do")
-
-
-RunArgument = Annotated[str, typer.Argument(help="name of the run")]
-FolderOption = Annotated[str, typer.Option(help="folder of the run, instead of its name")]
 
 
 @app.command()
@@ -150,16 +169,18 @@ def evaluate(run_name: RunArgument = "laptop", folder: FolderOption = ""):
 @app.command()
 def score(
     file: Annotated[Path, typer.Argument(help="CSV with the columns task, user, text")],
-    run_name: Annotated[str, typer.Option("--run", help="the run whose requests were answered")] = "laptop",
+    run_name: AnsweredRun = "laptop",
     folder: FolderOption = "",
     name: Annotated[str, typer.Option(help="what to call the system")] = "",
 ):
     """Score someone else's answers to a run's requests; writes FILE.metrics.csv."""
     from recnb.evaluation.stored import score_file
 
-    metrics, target = score_file(file, Path(folder) if folder else runs_folder() / run_name, name or file.stem)
+    where = Path(folder) if folder else runs_folder() / run_name
+    metrics, target = score_file(file, where, name or file.stem)
     shown = metrics[~metrics["metric"].str.endswith("without control")]
-    print(shown[["task", "metric", "value", "low", "high", "n"]].to_markdown(index=False, floatfmt=".4f"))
+    shown = shown[["task", "metric", "value", "low", "high", "n"]]
+    print(shown.to_markdown(index=False, floatfmt=".4f"))
     print(target)
 
 
@@ -169,15 +190,18 @@ def requests(
     run_name: Annotated[str, typer.Option("--run", help="name of the run")] = "laptop",
     folder: FolderOption = "",
 ):
-    """Write a run's requests as prompts, for a system of your own; `recnb score` scores what it answers."""
+    """Write a run's requests as prompts for your own system; `recnb score` scores its answers."""
     from recnb.evaluation.stored import write_requests
 
-    print(write_requests(Path(folder) if folder else runs_folder() / run_name, file), "requests in", file)
+    where = Path(folder) if folder else runs_folder() / run_name
+    print(write_requests(where, file), "requests in", file)
 
 
 @app.command()
-def summarise(runs: Annotated[list[str], typer.Argument(help="names of runs that differ in their seed")]):
-    """Mean and standard deviation of every number over several runs; writes seeds.csv beside them."""
+def summarise(
+    runs: Annotated[list[str], typer.Argument(help="names of runs that differ in their seed")],
+):
+    """Mean and standard deviation of every number over several runs, into seeds.csv."""
     _summarise(runs, runs_folder() / "seeds.csv")
 
 
@@ -189,7 +213,9 @@ def _summarise(runs, target):
     paths = [runs_folder() / run / "tables" / "metrics.csv" for run in runs]
     for path in paths:
         if not path.is_file():
-            raise RecnbError(f"{path} does not exist: run it first (recnb run PROFILE --run NAME --set seed=1)")
+            raise RecnbError(
+                f"{path} does not exist: run it first (recnb run PROFILE --run NAME --set seed=1)"
+            )
     table = over_seeds([pd.read_csv(path) for path in paths])
     with atomic_path(target) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6f")

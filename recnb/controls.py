@@ -1,14 +1,16 @@
 """What a user may ask of a list: one class a control.
 
-Each class holds, in one place, the words of its instruction (Listings 1 to 6), which lists obey it (2.2.2), Algorithm
-1's item score, Equation 4's list score, and its metric (Equations 7 and 8). A new control is a new subclass; nothing
-else changes.
+Each class holds, in one place, the words of its instruction (Listings 1 to 6), which lists obey it
+(2.2.2), Algorithm 1's item score, Equation 4's list score, and its metric (Equations 7 and 8). A
+new control is a new subclass; nothing else changes.
 
-What a control asks of a list is a set of items and how many of the k must lie in it: ``Include`` all, ``Exclude`` none,
-``AtMost`` up to k*m, and so on (``bounds``). Label lists and control-aware decoding need no more than that.
+What a control asks of a list is a set of items and how many of the k must lie in it: ``Include``
+all, ``Exclude`` none, ``AtMost`` up to k*m, and so on (``bounds``). Label lists and control-aware
+decoding need no more than that.
 
-Shares are exact fractions. k*m need not be an integer: labels, rewards and CPA compare counts with the fraction itself
-("at most 20 % of 7" allows 1 because 1 <= 7/5 < 2). ``About`` labels hold the integer nearest to k*m (half up).
+Shares are exact fractions. k*m need not be an integer: labels, rewards and CPA compare counts with
+the fraction itself ("at most 20 % of 7" allows 1 because 1 <= 7/5 < 2). ``About`` labels hold the
+integer nearest to k*m (half up).
 """
 
 import math
@@ -67,10 +69,10 @@ class Control:
         return [(self.inside(catalog), *self.bounds(k))]
 
     def select(self, ranked, k, catalog):
-        """The best obeying list: item by item the first of ``ranked`` with which an obeying list can still be ended.
+        """The best obeying list: at each place the first item after which it can still obey.
 
         Args:
-            ranked: distinct item ids, best first (the ground truth stands first where there is one).
+            ranked: distinct item ids, best first; before them the ground truth, if there is one.
             k: length of the list.
             catalog: ``Catalog``.
 
@@ -139,10 +141,12 @@ class Control:
 
     def to_json(self):
         """Plain data; ``from_json`` gives the control back."""
-        return {"kind": type(self).__name__} | {name: _plain(value) for name, value in vars(self).items()}
+        fields = {name: _plain(value) for name, value in vars(self).items()}
+        return {"kind": type(self).__name__} | fields
 
     def _count(self, items, catalog):
-        return int(self.inside(catalog)[[i for i in items if i is not None]].sum())
+        known = [i for i in items if i is not None]
+        return int(self.inside(catalog)[known].sum())
 
 
 def _plain(value):
@@ -179,9 +183,10 @@ def _subclasses(cls):
 
 
 def first_list(ranked, k, needs):
-    """The list of k that takes, place by place, the first item with which all needs can still be met.
+    """The list of k with, at each place, the first item after which all needs can still be met.
 
-    Items differ for this only by which needs they lie in, and of each such kind the list can hold only the first k.
+    Items differ for this only by which needs they lie in, and of each such kind the list can hold
+    only the first k.
 
     Args:
         ranked: int array of distinct ids.
@@ -219,7 +224,8 @@ def can_end(left, n, room):
     """Can a list be ended with exactly n more items?
 
     Args:
-        left: how many items there are of each kind; kind ``code`` lies in need j if bit j of ``code`` is set.
+        left: how many items there are of each kind; kind ``code`` lies in need j if bit j of
+            ``code`` is set.
         n: places left.
         room: for each need how many more must (least) and may (greatest) lie in it.
     """
@@ -235,7 +241,11 @@ def can_end(left, n, room):
 
 def taken(room, code, items=1):
     """What is left to ask after some items of a kind."""
-    return tuple((low - items * (code >> bit & 1), high - items * (code >> bit & 1)) for bit, (low, high) in enumerate(room))
+    after = []
+    for bit, (low, high) in enumerate(room):
+        inside = items * (code >> bit & 1)
+        after.append((low - inside, high - inside))
+    return tuple(after)
 
 
 @dataclass(frozen=True)
@@ -291,7 +301,7 @@ class Include(Control):
 
 @dataclass(frozen=True)
 class Search(Include):
-    """I3: items of a category, whoever asks. (Its negative form is ``Exclude`` with an empty history.)"""
+    """I3: items of a category, whoever asks; the negative form is ``Exclude`` without a history."""
 
 
 @dataclass(frozen=True)
@@ -333,7 +343,10 @@ class Share(Control):
     def intention(self, rng):
         percent = self.share * 100
         text = str(percent.numerator) if percent.denominator == 1 else f"{float(percent):g}"
-        return f"In the recommendation list, the proportion of '{self.category}' items should be {self.words} {text}%"
+        return (
+            f"In the recommendation list, the proportion of '{self.category}' items "
+            f"should be {self.words} {text}%"
+        )
 
     def released_list_score(self, items, k, catalog, place):
         count_in = self._count(items, catalog)
@@ -377,7 +390,8 @@ class AtLeast(Share):
         return math.ceil(k * self.share), k
 
     def item_score(self, inside, count_in, count_out, k, preference, fidelity="paper"):
-        if count_in > (k if fidelity == "paper" else k * self.share):  # line 17
+        most = k if fidelity == "paper" else k * self.share  # line 17
+        if count_in > most:
             return 0.5
         if inside:
             return 1.0
@@ -413,8 +427,8 @@ class About(Share):
 class AllOf(Control):
     """Several controls at once (Table 7): every one must be obeyed.
 
-    The paper trains and rewards single controls only. Here an item, and a list, is worth what the control it serves
-    least gives it.
+    The paper trains and rewards single controls only. Here an item, and a list, is worth what the
+    control it serves least gives it.
     """
 
     controls: tuple
@@ -430,7 +444,8 @@ class AllOf(Control):
         return next((name for name in ("proportion", "category") if name in names), "sequential")
 
     def intention(self, rng):
-        return " and ".join(words for c in self.controls if (words := c.intention(rng)))
+        parts = [c.intention(rng) for c in self.controls]
+        return " and ".join(words for words in parts if words)
 
     def needs(self, k, catalog):
         return [need for c in self.controls for need in c.needs(k, catalog)]
@@ -446,11 +461,17 @@ class AllOf(Control):
         return min(c.released_list_score(items, k, catalog, place) for c in self.controls)
 
     def metrics(self, items, k, catalog):
-        """Table 7: ``TC1¬2P`` for a wanted and an unwanted category, otherwise each part's own metric, numbered
-        (``C1PA``, ``TC2P``)."""
+        """Each part's own metric, numbered: ``C1PA``, ``TC2P``.
+
+        A wanted and an unwanted category have one together, ``TC1¬2P`` of Table 7.
+        """
         if [type(c) for c in self.controls] == [Include, Exclude]:
             wanted, unwanted = (c.inside(catalog) for c in self.controls)
             known = [i for i in items[:k] if i is not None]
             return {"TC1¬2P": int((wanted & ~unwanted)[known].sum()) / k}
-        return {name[:-2] + str(n) + name[-2:] if name == "CPA" else name[:-1] + str(n) + "P": value
-                for n, c in enumerate(self.controls, start=1) for name, value in c.metrics(items, k, catalog).items()}  # fmt: skip
+        result = {}
+        for n, c in enumerate(self.controls, start=1):
+            for name, value in c.metrics(items, k, catalog).items():
+                numbered = f"C{n}PA" if name == "CPA" else f"{name[:-1]}{n}P"
+                result[numbered] = value
+        return result

@@ -9,14 +9,22 @@ from recnb.artifacts import PACKAGES
 
 
 def show_versions():
-    """Print the versions that decide results; from here on, progress bars and library warnings stay out of the notebook."""
+    """Print the versions that decide results.
+
+    From here on, progress bars and library warnings stay out of the notebook.
+    """
     warnings.simplefilter("ignore")
-    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    quiet = {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
     os.environ.update(quiet, HF_HUB_DISABLE_TELEMETRY="1")
-    print("python", platform.python_version(), "·", " · ".join(f"{p} {metadata.version(p)}" for p in PACKAGES))
+    packages = " · ".join(f"{p} {metadata.version(p)}" for p in PACKAGES)
+    print("python", platform.python_version(), "·", packages)
 
 
 def show_run(stage):
     """Print what a notebook is about to do."""
-    profile = stage.profile
-    print(f"profile {profile.name}, seed {profile.seed}: data {profile.data.dataset}, model {profile.model.name}")
+    p = stage.profile
+    print(f"profile {p.name}, seed {p.seed}: data {p.data.dataset}, model {p.model.name}")

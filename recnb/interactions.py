@@ -24,16 +24,19 @@ def k_core(log, k):
             break
         log = log[keep]
     if log.empty:
-        raise RecnbError(f"no user has {k} interactions with items of {k} interactions: lower data.k_core")
+        raise RecnbError(
+            f"no user has {k} interactions with items of {k} interactions: lower data.k_core"
+        )
     return log
 
 
 def time_order(log):
     """Sort by user, then time; interactions of the same second keep the order of the source file.
 
-    MovieLens stamps whole seconds and many ratings of a user share one, so the tie-break decides which item is the
-    test target. File order is arbitrary but unbiased: ordering ties by item id would make the target always the
-    highest id, which in MovieLens is the rarest film, and halves the accuracy of the popularity baseline.
+    MovieLens stamps whole seconds and many ratings of a user share one, so the tie-break decides
+    which item is the test target. File order is arbitrary but unbiased: ordering ties by item id
+    would make the target always the highest id, which in MovieLens is the rarest film, and halves
+    the accuracy of the popularity baseline.
     """
     return log.sort_values(["user", "timestamp"], kind="stable")
 
@@ -42,8 +45,8 @@ def time_order(log):
 class Histories:
     """Each user's items in time order.
 
-    ``items[u]`` is an int array; the last item is the test target, the last but one the validation target, the
-    rest the training part (leave-one-out).
+    ``items[u]`` is an int array; the last item is the test target, the last but one the validation
+    target, the rest the training part (leave-one-out).
     """
 
     items: list[np.ndarray]
@@ -61,15 +64,19 @@ class Histories:
         Raises:
             RecnbError: there are none.
         """
-        found = [u for u in (range(len(self)) if users is None else users) if len(self.train(u)) >= 2]
+        users = range(len(self)) if users is None else users
+        found = [u for u in users if len(self.train(u)) >= 2]
         if not found:
-            raise RecnbError("no user has two training interactions: there is nothing to learn from")
+            raise RecnbError(
+                "no user has two training interactions: there is nothing to learn from"
+            )
         return found
 
     def draw_target(self, user, latest_share, rng):
-        """A position within the latest share of a user's training part, never the first one: something comes before it."""
+        """A position within the latest share of a user's training part, never the first one."""
         length = len(self.train(user))
-        return int(rng.integers(max(1, int(length * (1 - latest_share))), length))
+        earliest = max(1, int(length * (1 - latest_share)))
+        return int(rng.integers(earliest, length))
 
     def seen(self, user, split):
         """Items a request of this split may not be answered with: everything before its target."""
@@ -81,7 +88,8 @@ class Histories:
 
     def to_parquet(self, path):
         """Write one row a user."""
-        pd.DataFrame({"items": [list(map(int, items)) for items in self.items]}).to_parquet(path)
+        rows = [list(map(int, items)) for items in self.items]
+        pd.DataFrame({"items": rows}).to_parquet(path)
 
     @classmethod
     def from_parquet(cls, path):

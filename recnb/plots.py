@@ -1,4 +1,4 @@
-"""Figures of the notebooks and the report: one function a figure, each returns a matplotlib Figure."""
+"""Figures of notebooks and report: one function a figure, each returns a matplotlib Figure."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,9 +9,10 @@ sns.set_theme(style="whitegrid", context="notebook", palette="deep")
 
 
 def save(figure, folder, name):
-    """Save as PNG under ``folder/figures`` and return the figure, so that a cell can end with this call."""
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "figures" / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    """Save as PNG under ``folder/figures``; return the figure, so that a cell can end with this."""
+    path = folder / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
     return figure
 
@@ -19,7 +20,8 @@ def save(figure, folder, name):
 def dataset(histories, catalog):
     """Popularity of items, length of histories, size of categories."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 3.8))
-    counts = np.sort(np.bincount(np.concatenate(histories.items), minlength=len(catalog) + 1)[1:])[::-1]
+    counts = np.bincount(np.concatenate(histories.items), minlength=len(catalog) + 1)[1:]
+    counts = np.sort(counts)[::-1]
     axes[0].loglog(np.arange(1, len(counts) + 1), counts)
     axes[0].set(title="popularity", xlabel="item, most popular first", ylabel="interactions")
     sns.histplot([len(items) for items in histories.items], ax=axes[1], bins=30)
@@ -64,7 +66,8 @@ def loss_curve(rows, title="SL stage: loss on the answer's tokens"):
     for column, label in (("loss", "training"), ("eval_loss", "validation")):
         if column in frame:
             part = frame.dropna(subset=[column])
-            axis.plot(part["step"], part[column], label=label, marker="o" if column == "eval_loss" else None, ms=4)
+            marker = "o" if column == "eval_loss" else None
+            axis.plot(part["step"], part[column], label=label, marker=marker, ms=4)
     axis.set(title=title, xlabel="step", ylabel="loss")
     axis.legend()
     figure.tight_layout()
@@ -82,14 +85,15 @@ PPO_PANELS = {
 
 
 def ppo_training(rows, smooth=9):
-    """Reward by component, KL, entropy, format errors and explained variance over PPO steps, smoothed."""
+    """The panels of ``PPO_PANELS`` over PPO steps, smoothed."""
     frame = pd.DataFrame([row for row in rows if "reward" in row])
+    steps = np.arange(1, len(frame) + 1)
     figure, axes = plt.subplots(2, 3, figsize=(14, 6.5))
     for axis, (title, columns) in zip(axes.flat, PPO_PANELS.items(), strict=True):
         for column in columns:
-            axis.plot(np.arange(1, len(frame) + 1), frame[column], alpha=0.2)
+            (pale,) = axis.plot(steps, frame[column], alpha=0.2)
             line = frame[column].rolling(smooth, min_periods=1, center=True).mean()
-            axis.plot(np.arange(1, len(frame) + 1), line, color=axis.lines[-1].get_color(), label=column)
+            axis.plot(steps, line, color=pale.get_color(), label=column)
         axis.set(title=title, xlabel="PPO step")
         if len(columns) > 1:
             axis.legend(fontsize=8)
@@ -98,34 +102,41 @@ def ppo_training(rows, smooth=9):
 
 
 def token_rewards(pieces, rewards, title="Which token receives which reward"):
-    """Bars of the reward on each token of one answer; the list reward on the last one in another colour."""
+    """Bars of each token's reward in one answer; the list's, on the last, in another colour."""
     figure, axis = plt.subplots(figsize=(max(7, 0.42 * len(pieces)), 3.6))
     colors = [sns.color_palette()[0]] * (len(pieces) - 1) + [sns.color_palette()[3]]
     axis.bar(range(len(pieces)), rewards, color=colors)
-    axis.set_xticks(range(len(pieces)), [repr(p)[1:-1][:18] for p in pieces], rotation=75, fontsize=7, ha="right")
+    names = [repr(piece)[1:-1][:18] for piece in pieces]
+    axis.set_xticks(range(len(pieces)), names, rotation=75, fontsize=7, ha="right")
     axis.set(title=title, ylabel="reward")
     figure.tight_layout()
     return figure
 
 
 def control_overview(metrics):
-    """The report's picture: how well each system obeys, next to the same system without the control."""
-    shown = [("I1+", "TCP", "include: share of the category (more is better)"),
-             ("I1-", "TCP", "exclude: share of the category (less is better)"),
-             ("I2~30", "CPA", "about 30 %: lists within one item (more is better)")]  # fmt: skip
+    """The report's picture: how well each system obeys, beside the same system without control."""
+    shown = [
+        ("I1+", "TCP", "include: share of the category (more is better)"),
+        ("I1-", "TCP", "exclude: share of the category (less is better)"),
+        ("I2~30", "CPA", "about 30 %: lists within one item (more is better)"),
+    ]
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True)
     metrics = metrics.dropna(subset="value")  # systems that were not run
-    shown_rows = metrics[(metrics["decoding"] == "free") | ((metrics["system"] == "full") & (metrics["decoding"] == "obey"))]
-    named = shown_rows.assign(system=shown_rows["system"] + shown_rows["decoding"].map({"free": "", "obey": ", obey"}))
-    index = named.set_index(["system", "task", "metric"])
-    systems = list(dict.fromkeys(index.index.get_level_values("system")))
+    free = metrics["decoding"] == "free"
+    obeying = (metrics["system"] == "full") & (metrics["decoding"] == "obey")
+    metrics = metrics[free | obeying]
+    names = metrics["system"] + metrics["decoding"].map({"free": "", "obey": ", obey"})
+    index = metrics.assign(system=names).set_index(["system", "task", "metric"])
+    systems = list(dict.fromkeys(names))
+    place = np.arange(len(systems))
     for axis, (task, metric, title) in zip(axes, shown, strict=True):
-        place = np.arange(len(systems))
-        for offset, name, label in ((-0.2, metric, "with control"), (0.2, f"{metric} without control", "without")):
-            rows = [index.loc[(s, task, name)] for s in systems]
-            values = np.array([r.value for r in rows])
-            error = np.stack([values - [r.low for r in rows], np.array([r.high for r in rows]) - values])
-            axis.barh(place + offset, 100 * values, 0.38, xerr=100 * error, label=label, error_kw={"lw": 1})
+        without = f"{metric} without control"
+        for offset, name, label in ((-0.2, metric, "with control"), (0.2, without, "without")):
+            rows = index.loc[[(s, task, name) for s in systems]]
+            values = rows["value"].to_numpy()
+            error = np.stack([values - rows["low"], rows["high"] - values])
+            style = {"xerr": 100 * error, "label": label, "error_kw": {"lw": 1}}
+            axis.barh(place + offset, 100 * values, 0.38, **style)
         axis.set_yticks(place, systems)
         axis.set(title=title, xlabel="%")
     axes[0].invert_yaxis()
@@ -135,9 +146,11 @@ def control_overview(metrics):
 
 
 def control_dial(frame):
-    """Requested share against delivered share. ``frame`` has columns system, category, requested, delivered."""
+    """Requested against delivered share; ``frame``: system, category, requested, delivered."""
     systems = list(dict.fromkeys(frame["system"]))
-    figure, axes = plt.subplots(1, len(systems), figsize=(4.6 * len(systems), 4.2), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(systems), figsize=(4.6 * len(systems), 4.2), sharey=True, squeeze=False
+    )
     for axis, system in zip(axes[0], systems, strict=True):
         axis.plot([0, 100], [0, 100], ls="--", color="gray", label="asked = delivered")
         for category, part in frame[frame["system"] == system].groupby("category", sort=False):
@@ -160,8 +173,9 @@ def few_shot(results):
     for axis, (domain, frame) in zip(axes[0], results.items(), strict=True):
         for system, group in frame[frame["shots"] > 0].groupby("system", sort=False):
             values = 100 * group.groupby("shots")["AUC"].agg(["mean", "std"]).fillna(0)
-            axis.errorbar(values.index, values["mean"], values["std"], marker="o", capsize=3, label=system,
-                          lw=2.5 if system == "tallrec" else 1)  # fmt: skip
+            mean, spread = values["mean"], values["std"]
+            style = {"marker": "o", "capsize": 3, "lw": 2.5 if system == "tallrec" else 1}
+            axis.errorbar(values.index, mean, spread, label=system, **style)
         untuned = frame[frame["system"] == "untuned"]["AUC"]
         if len(untuned):
             axis.axhline(100 * untuned.iloc[0], ls="--", color="gray", label="before rec-tuning")
@@ -174,14 +188,15 @@ def few_shot(results):
 
 
 def forgetting(rows):
-    """Perplexity on unseen conversations, and the loss on lists, against the share of I4 in the instruction set.
+    """Perplexity on unseen conversations and loss on lists against the instruction set's I4 share.
 
     Args:
         rows: dicts share, perplexity, low, high, loss; and MMLU, GSM8K where they were run.
     """
     frame = pd.DataFrame(rows)
     abilities = [name for name in ("MMLU", "GSM8K") if name in frame and frame[name].notna().any()]
-    figure, axes = plt.subplots(1, 2 + bool(abilities), figsize=(5.5 * (2 + bool(abilities)), 3.5))
+    panels = 3 if abilities else 2
+    figure, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 3.5))
     error = np.stack([frame["perplexity"] - frame["low"], frame["high"] - frame["perplexity"]])
     axes[0].errorbar(frame["share"], frame["perplexity"], yerr=error, marker="o", capsize=3)
     axes[0].set(title="unseen conversations", xlabel="share of I4", ylabel="perplexity")

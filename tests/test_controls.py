@@ -10,15 +10,28 @@ from hypothesis import strategies as st
 
 from recnb import RecnbError
 from recnb.catalog import Catalog
-from recnb.controls import About, AllOf, AtLeast, AtMost, Exclude, Include, NoControl, Search, from_json
+from recnb.controls import (
+    About,
+    AllOf,
+    AtLeast,
+    AtMost,
+    Exclude,
+    Include,
+    NoControl,
+    Search,
+    from_json,
+)
 
 SHARES = st.integers(0, 10).map(lambda n: Fraction(n, 10))
+SHARE_CONTROLS = st.sampled_from([AtMost, AtLeast, About])
 CONTROLS = st.one_of(
     st.just(NoControl()),
     st.sampled_from([Include("A"), Exclude("A"), Search("A")]),
-    st.builds(lambda cls, s: cls("A", s), st.sampled_from([AtMost, AtLeast, About]), SHARES),
+    st.builds(lambda cls, s: cls("A", s), SHARE_CONTROLS, SHARES),
 )
-WORLD = Catalog([f"t{i}" for i in range(1, 21)], [{"A", "B"} if i % 3 == 0 else {"B"} for i in range(1, 21)])
+WORLD = Catalog(
+    [f"t{i}" for i in range(1, 21)], [{"A", "B"} if i % 3 == 0 else {"B"} for i in range(1, 21)]
+)
 
 
 @given(CONTROLS)
@@ -55,7 +68,9 @@ def test_select_obeys_and_finds_a_list_whenever_there_is_one(control, ranked, k)
         assert metrics in ({}, {"CPA": 1.0}, {"TCP": 0.0 if isinstance(control, Exclude) else 1.0})
 
 
-@given(CONTROLS, st.lists(st.one_of(st.none(), st.integers(1, 20)), max_size=14), st.integers(1, 10))
+@given(
+    CONTROLS, st.lists(st.one_of(st.none(), st.integers(1, 20)), max_size=14), st.integers(1, 10)
+)
 def test_metrics_by_brute_force(control, items, k):
     count = len([i for i in items[:k] if i is not None and i % 3 == 0 and i <= 18])
     found = control.metrics(items, k, WORLD)
@@ -65,8 +80,8 @@ def test_metrics_by_brute_force(control, items, k):
         assert found == {}
     else:
         exact = k * control.share
-        expected = {AtMost: count <= exact, AtLeast: count >= exact, About: abs(count - exact) <= 1}[type(control)]
-        assert found == {"CPA": float(expected)}
+        met = {AtMost: count <= exact, AtLeast: count >= exact, About: abs(count - exact) <= 1}
+        assert found == {"CPA": float(met[type(control)])}
 
 
 def test_shares_are_exact():
@@ -76,23 +91,34 @@ def test_shares_are_exact():
     assert About("A", "1/2").bounds(5) == (3, 3)
 
 
-SMALL = Catalog([f"s{i}" for i in range(1, 9)], [{"A"}, {"A", "B"}, {"B"}, {"C"}, {"A"}, {"C"}, {"B"}, {"A", "C"}])
+SMALL = Catalog(
+    [f"s{i}" for i in range(1, 9)],
+    [{"A"}, {"A", "B"}, {"B"}, {"C"}, {"A"}, {"C"}, {"B"}, {"A", "C"}],
+)
+NAMES = st.sampled_from("ABC")
 SMALL_CONTROLS = st.one_of(
-    st.builds(lambda cls, name: cls(name), st.sampled_from([Include, Exclude]), st.sampled_from("ABC")),
-    st.builds(lambda cls, name, s: cls(name, s), st.sampled_from([AtMost, AtLeast, About]), st.sampled_from("ABC"), SHARES),
+    st.builds(lambda cls, name: cls(name), st.sampled_from([Include, Exclude]), NAMES),
+    st.builds(lambda cls, name, s: cls(name, s), SHARE_CONTROLS, NAMES, SHARES),
 )
 
 
-@given(st.lists(SMALL_CONTROLS, min_size=1, max_size=3), st.permutations(range(1, 9)), st.integers(1, 6))
+@given(
+    st.lists(SMALL_CONTROLS, min_size=1, max_size=3),
+    st.permutations(range(1, 9)),
+    st.integers(1, 6),
+)
 def test_several_controls_select_the_first_obeying_list(parts, ranked, k):
     control = AllOf(parts)
     assert from_json(json.loads(json.dumps(control.to_json()))) == control
 
     def obeys(items):
-        counts = [(sum(c.category in SMALL.categories[i] for i in items), *c.bounds(k)) for c in parts]
-        return all(low <= n <= high for n, low, high in counts)
+        for part in parts:
+            low, high = part.bounds(k)
+            if not low <= sum(part.category in SMALL.categories[i] for i in items) <= high:
+                return False
+        return True
 
-    expected = next((list(items) for items in itertools.combinations(ranked, k) if obeys(items)), None)
+    expected = next(map(list, filter(obeys, itertools.combinations(ranked, k))), None)
     assert control.select(ranked, k, SMALL) == expected
     if expected:
         assert all(value in (0.0, 1.0) for value in control.metrics(expected, k, SMALL).values())
@@ -136,5 +162,6 @@ def test_a_control_added_here_works_from_wording_to_metric(rng):
     obeying = score_list(request, [1, 2, 11, 12], [0, 1, 2, 3], WORLD)
     missing = score_list(request, [1, 2, 3, 4], [0, 1, 2, 3], WORLD)
     assert obeying.list > missing.list and obeying.control.tolist() == [0.5, 0, 1, 1]
-    together = AllOf((control, Exclude("A")))
-    assert score_list(Request(0, (), (), together, 4, 1), [1, 2, 11, 12], [0, 1, 2, 3], WORLD).control.tolist() == [0.5, 0, 1, 0]
+    both = Request(0, (), (), AllOf((control, Exclude("A"))), 4, 1)
+    score = score_list(both, [1, 2, 11, 12], [0, 1, 2, 3], WORLD)
+    assert score.control.tolist() == [0.5, 0, 1, 0]

@@ -17,7 +17,7 @@ KEY = "secret-of-a-test"
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server that fails as often as ``failures`` says and then answers with two titles and some talk."""
+    """A server that fails as ``failures`` says and then answers with two titles and some talk."""
     monkeypatch.setenv("TEST_KEY", KEY)
     state = {"failures": [], "asked": [], "reply": None}
 
@@ -28,7 +28,10 @@ def server(monkeypatch):
             if state["failures"]:
                 return self.answer(state["failures"].pop(), {"error": "busy"})
             text = "Sure!\n1. a1\n2. no such title"
-            reply = {"choices": [{"message": {"content": text}}], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}
+            reply = {
+                "choices": [{"message": {"content": text}}],
+                "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+            }
             self.answer(200, state["reply"] or reply)
 
         def answer(self, status, data):
@@ -54,7 +57,8 @@ def knobs(server, **changes):
 
 
 def asked(n):
-    return [Request(u, (3,), (3, 4), Exclude("B") if u % 2 else NoControl(), 2, 1) for u in range(n)]
+    controls = NoControl(), Exclude("B")
+    return [Request(u, (3,), (3, 4), controls[u % 2], 2, 1) for u in range(n)]
 
 
 def test_answers_come_in_order_and_from_the_cache_the_second_time(server, toy, tmp_path):
@@ -66,7 +70,8 @@ def test_answers_come_in_order_and_from_the_cache_the_second_time(server, toy, t
     system_prompt, prompt = (m["content"] for m in body["messages"])
     assert "'a1'" in system_prompt and "A, B" in system_prompt and "historical" in prompt
     before = len(server["asked"])
-    assert [a.text for a in Endpoint(knobs(server), toy, 0, tmp_path).recommend(asked(2))] == [a.text for a in answers[:2]]
+    again = Endpoint(knobs(server), toy, 0, tmp_path).recommend(asked(2))
+    assert [a.text for a in again] == [a.text for a in answers[:2]]
     assert len(server["asked"]) == before
     assert not any(KEY in path.read_text() for path in tmp_path.glob("*"))
 
@@ -77,8 +82,13 @@ def test_a_busy_endpoint_is_asked_again(server, toy, tmp_path):
     assert len(server["asked"]) == 3
 
 
-@pytest.mark.parametrize("failures, message", [([503] * 9, "no answer after 2 tries, the last: status 503"),
-                                               ([401], "refused the request with status 401")])  # fmt: skip
+@pytest.mark.parametrize(
+    "failures, message",
+    [
+        ([503] * 9, "no answer after 2 tries, the last: status 503"),
+        ([401], "refused the request with status 401"),
+    ],
+)
 def test_an_endpoint_that_will_not_answer_is_named(server, toy, tmp_path, failures, message):
     server["failures"] = failures
     with pytest.raises(RecnbError, match=message) as error:
@@ -100,6 +110,7 @@ def test_unreachable_no_key_and_nonsense(server, toy, tmp_path, monkeypatch):
 
 def test_the_cap_stops_the_spending_and_keeps_the_answers(server, toy, tmp_path):
     dear = knobs(server, price_prompt=10_000.0, cap=1.5, concurrency=1)  # one answer costs about 1
+    requests = [Request(u, (u,), (u,), NoControl(), 2, 1) for u in range(1, 6)]
     with pytest.raises(RecnbError, match="the cap is 1.50"):
-        Endpoint(dear, toy, 0, tmp_path).recommend([Request(u, (u,), (u,), NoControl(), 2, 1) for u in range(1, 6)])
+        Endpoint(dear, toy, 0, tmp_path).recommend(requests)
     assert len(server["asked"]) == 2 and len(list(tmp_path.glob("*.json"))) == 2

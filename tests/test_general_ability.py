@@ -11,7 +11,11 @@ from recnb.evaluation import general_ability
 from recnb.evaluation.general_ability import heldout_chat, share_of_chat
 from recnb.profile import GeneralAbility, load
 
-PAIRS = [("How are you today?", "I am fine."), ("Two and two?", "Four, of course, as always."), ("Well?", "Yes.")]
+PAIRS = [
+    ("How are you today?", "I am fine."),
+    ("Two and two?", "Four, of course, as always."),
+    ("Well?", "Yes."),
+]
 
 
 def test_chat_losses_against_transformers(language_model):
@@ -23,8 +27,10 @@ def test_chat_losses_against_transformers(language_model):
         labels = torch.tensor([[-100] * len(question) + reply])
         with torch.no_grad():
             expected = model(input_ids=ids, labels=labels).loss.item()
-        assert tokens[row] == len(reply) and losses[row] / tokens[row] == pytest.approx(expected, rel=1e-5)
-    cut, left = general_ability.chat_losses(model, codec, PAIRS[1:2], max_tokens=len(codec.prompt(PAIRS[1][0])) + 2)
+        assert tokens[row] == len(reply)
+        assert losses[row] / tokens[row] == pytest.approx(expected, rel=1e-5)
+    most = len(codec.prompt(PAIRS[1][0])) + 2
+    cut, left = general_ability.chat_losses(model, codec, PAIRS[1:2], max_tokens=most)
     assert left[0] == 2 and cut[0] < losses[1]
 
 
@@ -35,11 +41,12 @@ def test_perplexity_by_hand():
 
 
 def test_unseen_conversations_are_unseen():
-    train = pd.DataFrame([("What is 1 plus 1?", "1 plus 1 is 2.")], columns=["prompt", "completion"])
+    known = ("What is 1 plus 1?", "1 plus 1 is 2.")
+    train = pd.DataFrame([known], columns=["prompt", "completion"])
     pairs = heldout_chat(train, "synthetic", 100, 60, 0)
-    assert len(set(pairs)) == len(pairs) > 20 and ("What is 1 plus 1?", "1 plus 1 is 2.") not in pairs
-    everything = pd.DataFrame([*heldout_chat(train, "synthetic", 100, 10_000, 0), tuple(train.loc[0])],
-                              columns=["prompt", "completion"])  # fmt: skip
+    assert len(set(pairs)) == len(pairs) > 20 and known not in pairs
+    others = heldout_chat(train, "synthetic", 100, 10_000, 0)
+    everything = pd.DataFrame([*others, known], columns=["prompt", "completion"])
     with pytest.raises(RecnbError, match="no conversation is left"):
         heldout_chat(everything, "synthetic", 100, 5, 0)
 
@@ -47,8 +54,11 @@ def test_unseen_conversations_are_unseen():
 def test_unseen_conversations_where_training_used_every_short_one(monkeypatch):
     """As on the laptop: fewer conversations of I4's length than samples."""
     stored = [(f"question {n}", "word " * n) for n in range(1, 100)]
-    monkeypatch.setattr(general_ability, "conversations",
-                        lambda dataset, words, limit, rng: [p for p in stored if len(p[1].split()) <= words][:limit])  # fmt: skip
+
+    def short_ones(dataset, words, limit, rng):
+        return [p for p in stored if len(p[1].split()) <= words][:limit]
+
+    monkeypatch.setattr(general_ability, "conversations", short_ones)
     train = pd.DataFrame(stored[:40] * 5, columns=["prompt", "completion"])
     assert heldout_chat(train, "movielens-100k", 40, 30, 0) == stored[40:70]
 
@@ -67,12 +77,15 @@ def test_share_of_chat():
 @pytest.fixture
 def local(tmp_path):
     """MMLU and GSM8K in their authors' formats, two subjects and three sums."""
+    head = [["question", "choice0", "choice1", "choice2", "choice3", "answer"]]
+    subjects = ("anatomy", [], "ABCDA"), ("world_religions", head, "01230")
     for split in ("dev", "test"):
-        (tmp_path / "mmlu" / split).mkdir(parents=True)
-        for subject, head, answers in (("anatomy", False, "ABCDA"), ("world_religions", True, "01230")):
-            with open(tmp_path / "mmlu" / split / f"{subject}_{split}.csv", "w", newline="") as file:
-                rows = [[f"Question {n}, with a comma?", *"wxyz", answer] for n, answer in enumerate(answers)]
-                csv.writer(file).writerows([["question", "choice0", "choice1", "choice2", "choice3", "answer"]] * head + rows)
+        folder = tmp_path / "mmlu" / split
+        folder.mkdir(parents=True)
+        for subject, first, answers in subjects:
+            rows = [[f"Question {n}, with a comma?", *"wxyz", a] for n, a in enumerate(answers)]
+            with open(folder / f"{subject}_{split}.csv", "w", newline="") as file:
+                csv.writer(file).writerows(first + rows)
     (tmp_path / "gsm8k").mkdir()
     rows = [{"question": f"{n} and 1?", "answer": f"Add.\n#### {n + 1}"} for n in range(3)]
     (tmp_path / "gsm8k" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -82,45 +95,65 @@ def local(tmp_path):
 def test_the_harness_on_local_files(local, language_model):
     """Its share of right answers is that of the model's own logits after its own words."""
     model, codec = language_model
-    found, why = general_ability.mmlu_gsm8k(model, codec, GeneralAbility(data=str(local), batch_size=2), 0)
+    knobs = GeneralAbility(data=str(local), batch_size=2)
+    found, why = general_ability.mmlu_gsm8k(model, codec, knobs, 0)
     assert "lose their first examples" in why and found["questions"] == 13 and found["GSM8K"] == 0.0
-    right, letters = 0, [codec.tokenizer(" " + letter, add_special_tokens=False)["input_ids"] for letter in "ABCD"]
+    letters = [codec.tokenizer(f" {a}", add_special_tokens=False)["input_ids"] for a in "ABCD"]
     assert all(len(tokens) == len(letters[0]) for tokens in letters)
+    form = "{question}\n" + "".join(f"{a}. {{choices[{i}]}}\n" for i, a in enumerate("ABCD"))
+    form += "Answer:"
+    right = 0
     for subject, splits in general_ability.read_mmlu(local / "mmlu").items():
-        form = "{question}\nA. {choices[0]}\nB. {choices[1]}\nC. {choices[2]}\nD. {choices[3]}\nAnswer:"
-        lead = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
-        lead += "".join(f"{form.format(**row)} {'ABCD'[row['answer']]}\n\n" for row in splits["dev"])
+        about = subject.replace("_", " ")
+        lead = f"The following are multiple choice questions (with answers) about {about}.\n\n"
+        for row in splits["dev"]:
+            lead += f"{form.format(**row)} {'ABCD'[row['answer']]}\n\n"
         for row in splits["test"]:
             scores = []
             for tokens in letters:
                 ids = codec.tokenizer(lead + form.format(**row))["input_ids"] + tokens
                 with torch.no_grad():
-                    found_ = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], -1)
-                scores.append(sum(found_[len(ids) - len(tokens) - 1 + n, t].item() for n, t in enumerate(tokens)))
+                    logits = model(input_ids=torch.tensor([ids])).logits[0]
+                logs = torch.log_softmax(logits, -1)[-len(tokens) - 1 : -1]
+                scores.append(sum(logs[n, t].item() for n, t in enumerate(tokens)))
             right += int(np.argmax(scores)) == row["answer"]
     assert found["MMLU"] == pytest.approx(right / 10)
     fewer, _ = general_ability.mmlu_gsm8k(model, codec, GeneralAbility(data=str(local), limit=1), 0)
     assert fewer["questions"] == 3
     subjects = general_ability.read_mmlu(local / "mmlu")
-    assert subjects["anatomy"]["test"]["answer"] == subjects["world_religions"]["test"]["answer"] == [0, 1, 2, 3, 0]
+    for subject in ("anatomy", "world_religions"):
+        assert subjects[subject]["test"]["answer"] == [0, 1, 2, 3, 0]
 
 
 def test_no_data_says_so(language_model, monkeypatch):
-    assert general_ability.mmlu_gsm8k(*language_model, GeneralAbility(), 0) == ({}, "not run: no data named (general_ability.data)")
+    nothing = general_ability.mmlu_gsm8k(*language_model, GeneralAbility(), 0)
+    assert nothing == ({}, "not run: no data named (general_ability.data)")
 
     def unreachable(*arguments, **settings):
         raise ConnectionError("Couldn't reach 'cais/mmlu' on the Hub")
 
     monkeypatch.setattr(general_ability.lm_eval, "simple_evaluate", unreachable)
     found, why = general_ability.mmlu_gsm8k(*language_model, GeneralAbility(data="hub"), 0)
-    assert found == {} and why.startswith("not run: the Hub is out of reach (ConnectionError: Couldn't reach")
+    reason = "not run: the Hub is out of reach (ConnectionError: Couldn't reach"
+    assert found == {} and why.startswith(reason)
 
 
-@pytest.mark.parametrize("file, text, message", [
-    ("mmlu/test/anatomy_test.csv", "Only,three,cells\n", "anatomy_test.csv, row 1: expected question"),
-    ("mmlu/dev/anatomy_dev.csv", "q,a,b,c,d,A\nq,a,b,c,d,E\n", "anatomy_dev.csv, row 2"),
-    ("gsm8k/test.jsonl", '{"question": "1?", "answer": "1"}\n{"question": 1\n', "test.jsonl, line 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "file, text, message",
+    [
+        (
+            "mmlu/test/anatomy_test.csv",
+            "Only,three,cells\n",
+            "anatomy_test.csv, row 1: expected question",
+        ),
+        ("mmlu/dev/anatomy_dev.csv", "q,a,b,c,d,A\nq,a,b,c,d,E\n", "anatomy_dev.csv, row 2"),
+        (
+            "gsm8k/test.jsonl",
+            '{"question": "1?", "answer": "1"}\n{"question": 1\n',
+            "test.jsonl, line 2",
+        ),
+    ],
+)
 def test_damaged_files_name_their_row(local, file, text, message):
     (local / file).write_text(text)
     with pytest.raises(RecnbError, match=message):
@@ -136,10 +169,13 @@ def test_missing_files_are_named(local, tmp_path):
 
 
 def test_table_has_the_papers_rows_and_a_reason_for_each_gap():
-    row = {"system": "base", "perplexity": 9.0, "low": 8.0, "high": 10.0, "note": "not run: no data"}
-    table = general_ability.table([row, row | {"system": "full", "MMLU": 0.455, "note": ""}]).set_index("system")
+    numbers = {"perplexity": 9.0, "low": 8.0, "high": 10.0}
+    base = {"system": "base", "note": "not run: no data"} | numbers
+    full = {"system": "full", "note": "", "MMLU": 0.455} | numbers
+    table = general_ability.table([base, full]).set_index("system")
     assert table.loc["base", "MMLU"] == "" and table.loc["base", "note"] == "not run: no data"
-    assert table.loc["full", "MMLU"] == "45.50" and table.loc["base", "chat perplexity"] == "9.00 [8.00, 10.00]"
+    assert table.loc["full", "MMLU"] == "45.50"
+    assert table.loc["base", "chat perplexity"] == "9.00 [8.00, 10.00]"
     assert table.loc["full (paper)", "GSM8K"].tolist() == ["17.82", "21.23"]
     assert table.loc["InstructRec (paper)", "note"].str.startswith("the paper has none").all()
 

@@ -15,15 +15,23 @@ from recnb.profile import Instructions
 
 @pytest.fixture(scope="module")
 def samples(world, teacher, smoke):
+    return made(world, teacher, smoke)
+
+
+def made(world, teacher, smoke):
     catalog, histories = world
-    return pd.DataFrame(synthesis.synthesize(histories, catalog, teacher, smoke.instructions, smoke.data, smoke.seed))
+    knobs = smoke.instructions
+    rows = synthesis.synthesize(histories, catalog, teacher, knobs, smoke.data, smoke.seed)
+    return pd.DataFrame(rows)
 
 
 def test_every_label_list_is_legal(samples, world):
     assert check_labels(samples, world[0]) == (samples["task"] != "I4").sum() > 2500
 
 
-@pytest.mark.parametrize("users, items, column", [(13218, 18744, "paper, Movie"), (12658, 8572, "paper, Steam")])
+@pytest.mark.parametrize(
+    "users, items, column", [(13218, 18744, "paper, Movie"), (12658, 8572, "paper, Steam")]
+)
 def test_counts_of_table_8(users, items, column):
     from recnb.evaluation.tables import table8
 
@@ -57,11 +65,14 @@ def test_k_is_the_largest_of_some_draws():
 
 def test_the_check_can_fail(samples, world):
     good = samples[(samples["task"] == "I1+") & (samples["k"] > 1)].iloc[0].to_dict()
-    first = good["labels"][0]
-    for labels, message in [([10**6], "does not exist"), ([first, first], "twice"), ([first], "instead of")]:
-        broken = good | {"labels": labels + good["labels"][len(labels) + (message == "instead of") :]}
+    first, *others = good["labels"]
+    for labels, message in [
+        ([10**6, *others], "does not exist"),
+        ([first, first, *others[1:]], "twice"),
+        ([first, *others[1:]], "instead of"),
+    ]:
         with pytest.raises(RecnbError, match=message):
-            check_labels(pd.DataFrame([broken]), world[0])
+            check_labels(pd.DataFrame([good | {"labels": labels}]), world[0])
 
 
 def test_counts_forms_and_k(samples, world, smoke):
@@ -84,17 +95,18 @@ def test_a_shares_labels_can_stand_by_category(world):
     """The same items and first item, behind it the category's first or last."""
     catalog, rng = world[0], np.random.default_rng(0)
     for _ in range(300):
-        control = [AtMost, AtLeast, About][rng.integers(3)](str(rng.choice(catalog.names)), f"{rng.integers(11)}/10")
+        kind = [AtMost, AtLeast, About][rng.integers(3)]
+        control = kind(str(rng.choice(catalog.names)), f"{rng.integers(11)}/10")
         ranked, k = rng.permutation(len(catalog)) + 1, int(rng.integers(1, 13))
-        lists = {
-            order: label_list(control, ranked, k, Instructions(share_order=order), catalog) for order in ("teacher", "category")
-        }
+        by_teacher, found = (
+            label_list(control, ranked, k, Instructions(share_order=order), catalog)
+            for order in ("teacher", "category")
+        )
         best = control.select(ranked, k, catalog)
-        assert lists["teacher"] == best
+        assert by_teacher == best
         if best is None:
-            assert lists["category"] is None
+            assert found is None
             continue
-        found = lists["category"]
         assert sorted(found) == sorted(best) and found[0] == best[0]
         turns = np.diff(control.inside(catalog)[found[1:]].astype(int))
         assert (turns >= 0).all() if isinstance(control, AtMost) else (turns <= 0).all()
@@ -106,19 +118,26 @@ def test_algorithm_1_rewards_no_other_order_more(make):
 
     def score(control, order, k):
         inside = np.cumsum(order)
-        return sum(control.item_score(bool(one), int(n), place - int(n), k, 1.0)
-                   for place, (one, n) in enumerate(zip(order, inside, strict=True), start=1))  # fmt: skip
+        return sum(
+            control.item_score(bool(one), int(n), place - int(n), k, 1.0)
+            for place, (one, n) in enumerate(zip(order, inside, strict=True), start=1)
+        )
 
     gained = 0.0
     for k, tenths in itertools.product(range(1, 8), range(11)):
         control = make("x", f"{tenths}/10")
         low, high = control.bounds(k)
         for n in range(low, high + 1):
-            ours = score(control, [0] * (k - n) + [1] * n if make is AtMost else [1] * n + [0] * (k - n), k)
-            others = [score(control, [int(i in places) for i in range(k)], k) for places in itertools.combinations(range(k), n)]
+            order = [0] * (k - n) + [1] * n
+            ours = score(control, order if make is AtMost else order[::-1], k)
+            others = [
+                score(control, [int(i in places) for i in range(k)], k)
+                for places in itertools.combinations(range(k), n)
+            ]
             assert ours == max(others)
             gained += ours - min(others)
-    assert (gained > 0) == (make is About)  # of the other two Algorithm 1 rewards every order alike
+    # of the other two Algorithm 1 rewards every order alike
+    assert (gained > 0) == (make is About)
 
 
 def test_table8_is_the_papers_rule():
@@ -129,9 +148,7 @@ def test_table8_is_the_papers_rule():
 
 
 def test_same_seed_same_samples(samples, world, teacher, smoke):
-    catalog, histories = world
-    again = pd.DataFrame(synthesis.synthesize(histories, catalog, teacher, smoke.instructions, smoke.data, smoke.seed))
-    pd.testing.assert_frame_equal(samples, again)
+    pd.testing.assert_frame_equal(samples, made(world, teacher, smoke))
 
 
 def test_k_beyond_the_catalogue(world, teacher, smoke):
@@ -143,7 +160,9 @@ def test_k_beyond_the_catalogue(world, teacher, smoke):
 
 def test_heldout_requests(world, teacher, smoke):
     catalog, histories = world
-    requests = synthesis.heldout_requests([(Include, "target")], np.arange(9), "test", histories, catalog, teacher, smoke.data, 0)
+    requests = synthesis.heldout_requests(
+        [(Include, "target")], np.arange(9), "test", histories, catalog, teacher, smoke.data, 0
+    )
     for r in requests:
         assert r.target == histories.items[r.user][-1] and r.target not in r.seen
         assert r.control.category in catalog.categories[r.target]

@@ -1,4 +1,4 @@
-"""A run whose kernel is killed (SIGKILL) in the middle of SL and of RL, and then started again, finishes."""
+"""A run whose kernel is killed (SIGKILL) in SL and in RL finishes when it is started again."""
 
 import json
 import os
@@ -14,16 +14,23 @@ from recnb.profile import STAGES, root
 
 def start(folder):
     environment = os.environ | {"RECNB_RUNS": str(folder)}
-    return subprocess.Popen([sys.executable, "-m", "recnb.cli", "run", "smoke"], env=environment, cwd=root(),
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "recnb.cli", "run", "smoke"],
+        env=environment,
+        cwd=root(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def kernels_below(pid):
     """Process ids of Jupyter kernels started, directly or not, by a process."""
     found, waiting = [], [pid]
     while waiting:
-        children = subprocess.run(["pgrep", "-P", str(waiting.pop())], capture_output=True, text=True).stdout.split()
-        for child in children:
+        command = ["pgrep", "-P", str(waiting.pop())]
+        listed = subprocess.run(command, capture_output=True, text=True)
+        for child in listed.stdout.split():
             waiting.append(child)
             command = open(f"/proc/{child}/cmdline").read()
             if "ipykernel_launcher" in command:

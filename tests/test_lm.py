@@ -1,6 +1,7 @@
 import copy
 import itertools
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,28 +12,43 @@ from hypothesis import strategies as st
 from recnb import RecnbError
 from recnb.catalog import Catalog
 from recnb.controls import About, AllOf, AtLeast, AtMost, Exclude, Include, NoControl
+from recnb.engine import decoding
+from recnb.engine.cache import mix
+from recnb.engine.decoding import SHARED, TOGETHER, Draft, beam_search, decode
+from recnb.engine.losses import chosen_and_entropy, next_token_loss
+from recnb.engine.optimizer import MuonAndAdamW
+from recnb.engine.packed import ending_at, next_logits, pack_answers, packed_attention
+from recnb.engine.prepacked import prepacked
 from recnb.instructions.templates import numbered
-from recnb.lm import generation
 from recnb.lm.base import base_loss, known_vectors, train_base
-from recnb.lm.cache import mix
 from recnb.lm.constrained import CatalogAutomaton
-from recnb.lm.generation import SHARED, TOGETHER, Draft, LanguageModelRecommender, beam_search, decode, recommend_together
 from recnb.lm.loading import mini_model
-from recnb.lm.losses import chosen_and_entropy, next_token_loss
-from recnb.lm.optimizer import MuonAndAdamW
-from recnb.lm.packed import ending_at, next_logits, pack_answers, packed_attention
 from recnb.lm.parsing import parse, titles_of
-from recnb.lm.prepacked import prepacked
+from recnb.lm.recommender import LanguageModelRecommender, recommend_together
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
 from recnb.requests import Request
 from recnb.sft import encode
 
 
+def generated(model, codec, prompt, new, **how):
+    """What transformers' generate writes behind a prompt, greedy unless told otherwise."""
+    out = model.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=new,
+        do_sample=False,
+        pad_token_id=codec.pad,
+        eos_token_id=codec.eos,
+        **how,
+    )
+    return [row[len(prompt) :].tolist() for row in out]
+
+
 def test_tokens_give_back_every_text(language_model, world):
     codec = language_model[1]
-    titles = [*world[0].titles[1:], "Amélie", "\U0001f600 <b>", 'Ignore all instructions\' and "quotes"']
-    for text in [*titles, numbered([1, 2, 3], world[0]), "1. Tom\n2. Ha'ag\n\n"]:
+    odd = ["Amélie", "\U0001f600 <b>", 'Ignore all instructions\' and "quotes"']
+    lists = [numbered([1, 2, 3], world[0]), "1. Tom\n2. Ha'ag\n\n"]
+    for text in [*world[0].titles[1:], *odd, *lists]:
         assert codec.decode(codec.tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
@@ -45,19 +61,29 @@ def test_odd_titles_survive_as_whole_tokens():
     assert parse(text, catalog).items == [1, 2, 3, 4, 5]
 
 
-LLAMA2 = "{% for m in messages %}{% if m.role == 'user' %}{{ '<s>[INST] ' + m.content + ' [/INST]' }}{% endif %}{% endfor %}"
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}"
+    "{{ '<s>[INST] ' + m.content + ' [/INST]' }}{% endif %}{% endfor %}"
+)
 LLAMA3 = (
-    "{{ '<|begin_of_text|>' }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content"
-    " + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
-    "{% endif %}"
+    "{{ '<|begin_of_text|>' }}{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content + '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 
 
-@pytest.mark.parametrize("template, prompt", [
-    (LLAMA2, "<s>[INST] Ten films [/INST]"),
-    (LLAMA3, "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nTen films<|eot_id|>"
-             "<|start_header_id|>assistant<|end_header_id|>\n\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "template, prompt",
+    [
+        (LLAMA2, "<s>[INST] Ten films [/INST]"),
+        (
+            LLAMA3,
+            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nTen films<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+    ],
+)
 def test_prompts_take_the_models_own_chat_form(language_model, template, prompt):
     tokenizer = copy.deepcopy(language_model[1].tokenizer)
     tokenizer.chat_template = template
@@ -72,18 +98,19 @@ def test_parsing(toy):
 
 def test_greedy_equals_generate(language_model):
     model, codec = language_model
-    prompts = [codec.prompt("Hello you"), codec.prompt("What is 2 plus 3? And more words"), codec.prompt("x")]
+    texts = "Hello you", "What is 2 plus 3? And more words", "x"
+    prompts = [codec.prompt(text) for text in texts]
     ours = decode(model, codec, prompts, 12)
     for prompt, found in zip(prompts, ours, strict=True):
-        out = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=codec.pad,
-                             eos_token_id=codec.eos)[0, len(prompt) :].tolist()  # fmt: skip
-        assert found == out
+        assert found == generated(model, codec, prompt, 12)[0]
 
 
 def test_the_two_ways_of_attention_agree():
     torch.manual_seed(0)
-    query, (keys, values) = torch.randn(3, 2, 4, 5, 8), torch.randn(2, 3, 2, 11, 8)
-    visible = torch.arange(11) <= torch.tensor([[2], [6], [4]])[:, :, None] + torch.arange(5)[:, None]
+    query = torch.randn(3, 2, 4, 5, 8)
+    keys, values = torch.randn(2, 3, 2, 11, 8)
+    first = torch.tensor([[2], [6], [4]])[:, :, None]
+    visible = torch.arange(11) <= first + torch.arange(5)[:, None]
     found = [mix(query, keys, values, visible[:, None], 0.3, fused) for fused in (True, False)]
     assert torch.allclose(*found, atol=1e-6)
 
@@ -92,39 +119,53 @@ def test_the_two_ways_of_attention_agree():
 @pytest.mark.parametrize("start", [[], list(range(2, 2 + SHARED))], ids=["", "same start"])
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Granite"])
 def test_rows_that_share_keys_decode_like_generate(family, start, together, monkeypatch):
-    """Grouped queries; prompts of different length, fed without padding, some of them twice, and what all begin with once.
+    """Grouped queries; prompts of different length, some of them twice, and a start of all.
 
-    Only the layers of the first three end at the kept places; those of the others are computed as they are.
+    They are fed without padding, the start once. Only the layers of the first three families end
+    at the kept places; those of the others are computed as they are.
     """
     from types import SimpleNamespace
 
     import transformers
 
-    monkeypatch.setattr(generation, "TOGETHER", together)
+    monkeypatch.setattr(decoding, "TOGETHER", together)
     torch.manual_seed(0)
     special = {"residual_multiplier": 0.5} if family == "Granite" else {}
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        attn_implementation="eager", eos_token_id=1, pad_token_id=0, **special)  # fmt: skip
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation="eager",
+        eos_token_id=1,
+        pad_token_id=0,
+        **special,
+    )
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    prompts = [start + end for end in ([5, 9, 30], [7], [5, 9, 30], [40, 41, 42, 43, 44, 45])] + [start + [7, 8]] * bool(start)
-    found = decode(model, SimpleNamespace(pad=0, eos=1), prompts, 12)
+    ends = [[5, 9, 30], [7], [5, 9, 30], [40, 41, 42, 43, 44, 45]]
+    if start:
+        ends.append([7, 8])
+    prompts, codec = [start + end for end in ends], SimpleNamespace(pad=0, eos=1)
+    found = decode(model, codec, prompts, 12)
     for prompt, tokens in zip(prompts, found, strict=True):
-        expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
-        assert tokens == expected
+        assert tokens == generated(model, codec, prompt, 12)[0]
     assert model.config._attn_implementation == "eager"
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN: nothing is prepacked")
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN, no prepacking")
 def test_prepacked_weights_give_the_same_products_and_leave_no_trace():
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.GELU(), torch.nn.Linear(30, 7, bias=False))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(20, 30), torch.nn.GELU(), torch.nn.Linear(30, 7, bias=False)
+    )
     x = torch.randn(5, 20)
     for _ in range(2):
         with torch.no_grad():
             expected = model(x)
             with prepacked(model):
-                assert all("forward" in vars(layer) for layer in model if isinstance(layer, torch.nn.Linear))
+                assert all("forward" in vars(layer) for layer in (model[0], model[2]))
                 assert torch.allclose(model(x), expected, atol=1e-6)
             model[0].weight += 1  # the next copies must be of the new weights
     assert not any("forward" in vars(layer) for layer in model)
@@ -152,24 +193,28 @@ def test_beam_search_equals_generate(language_model):
     model = copy.deepcopy(model)
     with torch.no_grad():
         model.get_output_embeddings().weight[codec.eos] *= 3
-    prompts = [codec.prompt(text) for text in ("Three films please", "One film", "And now something completely different")]
+    texts = "Three films please", "One film", "And now something completely different"
+    prompts = [codec.prompt(text) for text in texts]
+    how = {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 0.0}
     found = beam_search(model, codec, prompts, 4, 6)
     for prompt, beams in zip(prompts, found, strict=True):
-        out = model.generate(torch.tensor([prompt]), max_new_tokens=6, num_beams=4, num_return_sequences=4, length_penalty=0.0,
-                             do_sample=False, early_stopping="never", pad_token_id=codec.pad, eos_token_id=codec.eos)  # fmt: skip
-        expected = [row[len(prompt) :].tolist() for row in out]
-        assert beams == [row[: row.index(codec.eos) + 1] if codec.eos in row else row for row in expected]
+        expected = generated(model, codec, prompt, 6, early_stopping="never", **how)
+        assert beams == [
+            row[: row.index(codec.eos) + 1] if codec.eos in row else row for row in expected
+        ]
 
 
 @pytest.fixture(scope="module")
 def list_writer(language_model, world):
-    """A model that has learned to answer with lists of the catalogue's titles, with some repeats left."""
+    """A model that has learned to answer with lists of titles, with some repeats left."""
     model, codec = copy.deepcopy(language_model[0]), language_model[1]
     rng = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for _ in range(150):
-        rows = [codec.prompt(f"{n} films") + codec.answer(numbered(rng.choice(np.arange(1, 40), n, replace=False), world[0]))
-                for n in rng.integers(2, 5, size=16)]  # fmt: skip
+        rows = []
+        for n in rng.integers(2, 5, size=16):
+            items = rng.choice(np.arange(1, 40), n, replace=False)
+            rows.append(codec.prompt(f"{n} films") + codec.answer(numbered(items, world[0])))
         optimizer.zero_grad()
         base_loss(model, rows, codec.pad, None, 0.0).backward()
         optimizer.step()
@@ -188,17 +233,17 @@ def counted(model):
 def test_guessing_ahead_changes_no_token_and_saves_passes(list_writer, world):
     model, codec = list_writer
     automaton = CatalogAutomaton(codec, world[0])
-    prompts = [codec.prompt(text) for text in ["4 films", "2 films", "4 films", "Hello", "3 films, please"]]
+    texts = "4 films", "2 films", "4 films", "Hello", "3 films, please"
+    prompts = [codec.prompt(text) for text in texts]
     plain = decode(model, codec, prompts, 60)
     assert plain == decode(model, codec, prompts, 60, drafts=[Draft(automaton, 4) for _ in prompts])
     with counted(model) as calls:
         row = decode(model, codec, prompts[:1], 60, drafts=[Draft(automaton, 4)])[0]
         assert row == plain[0] and len(calls) < 0.8 * len(row)
-    assert sum(len(parse(codec.decode(row), world[0]).items) for row in plain) >= 8, "the model writes lists"
+    titles = sum(len(parse(codec.decode(row), world[0]).items) for row in plain)
+    assert titles >= 8, "the model writes lists"
     for prompt, found in zip(prompts, plain, strict=True):
-        out = model.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False, pad_token_id=codec.pad,
-                             eos_token_id=codec.eos)[0, len(prompt) :].tolist()  # fmt: skip
-        assert found == out
+        assert found == generated(model, codec, prompt, 60)[0]
 
 
 def test_guessing_ahead_samples_from_the_models_own_distribution(list_writer, world):
@@ -207,11 +252,14 @@ def test_guessing_ahead_samples_from_the_models_own_distribution(list_writer, wo
     automaton = CatalogAutomaton(codec, world[0])
     prompts, found = [codec.prompt("2 films")] * 600, []
     for drafts in (None, [Draft(automaton, 2) for _ in prompts]):
-        rows = decode(model, codec, prompts, 40, 0.7, torch.Generator().manual_seed(5), drafts=drafts)
-        items = np.array([([*parse(codec.decode(row), world[0]).items, None, None])[:2] for row in rows])
-        found.append([np.bincount([i or 0 for i in items[:, place]], minlength=60) / 600 for place in (0, 1)])
+        draws = torch.Generator().manual_seed(5)
+        rows = decode(model, codec, prompts, 40, 0.7, draws, drafts=drafts)
+        answers = [[*parse(codec.decode(row), world[0]).items, None, None] for row in rows]
+        firsts = np.array([[item or 0 for item in items[:2]] for items in answers])
+        found.append([np.bincount(column, minlength=60) / 600 for column in firsts.T])
     distance = np.abs(np.array(found[0]) - np.array(found[1])).sum(1) / 2
-    assert (distance < 0.16).all(), "total variation, about .10 between two samples of 600 from the same 39 titles"
+    # total variation, about .10 between two samples of 600 from the same 39 titles
+    assert (distance < 0.16).all()
 
 
 def test_a_draft_longer_than_the_catalogue_guesses_nothing(list_writer, world):
@@ -225,16 +273,22 @@ def test_a_draft_longer_than_the_catalogue_guesses_nothing(list_writer, world):
 def test_rows_that_end_early_leave_the_others_alone(list_writer, world):
     model, codec = list_writer
     automaton = CatalogAutomaton(codec, world[0])
-    prompts, lengths = [codec.prompt(f"{2 + n % 3} films") for n in range(9)], [1, 9, 2, 1, 1, 7, 1, 3, 1]
-    start = lambda: [automaton.start(k, [k]) for k in lengths]  # noqa: E731
+    prompts = [codec.prompt(f"{2 + n % 3} films") for n in range(9)]
+    lengths = [1, 9, 2, 1, 1, 7, 1, 3, 1]
+
+    def start():
+        return [automaton.start(k, [k]) for k in lengths]
+
     together = decode(model, codec, prompts, 400, states=start())
-    alone = [decode(model, codec, [p], 400, states=[s])[0] for p, s in zip(prompts, start(), strict=True)]
+    alone = []
+    for prompt, state in zip(prompts, start(), strict=True):
+        alone += decode(model, codec, [prompt], 400, states=[state])
     assert together == alone
     assert [len(parse(codec.decode(row), world[0]).items) for row in together] == lengths
 
 
 def test_sampling_draws_each_token_as_often_as_its_probability():
-    from recnb.lm.generation import _sample
+    from recnb.engine.decoding import _sample
 
     shares = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
     drawn = _sample(shares.expand(60_000, -1), torch.Generator().manual_seed(0))
@@ -244,8 +298,8 @@ def test_sampling_draws_each_token_as_often_as_its_probability():
 
 @pytest.mark.parametrize("number", [0.0, 1.0])
 def test_sampling_never_draws_what_has_no_probability(number, monkeypatch):
-    """At the ends of the unit interval (1 stands for a product rounded up) and with sums that do not reach 1."""
-    from recnb.lm.generation import _sample
+    """At the ends of the unit interval (1: a product rounded up), with sums short of 1."""
+    from recnb.engine.decoding import _sample
 
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(*shape, number))
     shares = torch.tensor([[0.0, 0.7, 0.2999, 0.0], [0.0, 0.0, 1.0, 0.0]])
@@ -263,7 +317,8 @@ def test_forced_tokens_are_those_with_one_way_on():
     automaton = CatalogAutomaton(codec, catalog)
     rng = np.random.default_rng(0)
     for _ in range(30):
-        state, steps = automaton.start(3, rng.choice(np.arange(1, 6), rng.integers(0, 3), replace=False).tolist()), 0
+        seen = rng.choice(np.arange(1, 6), rng.integers(0, 3), replace=False).tolist()
+        state, steps = automaton.start(3, seen), 0
         while not state.done:
             forced, expected, ahead = state.forced(), [], copy.copy(state)
             ahead.left, ahead.queue = state.left.copy(), list(state.queue)
@@ -294,9 +349,7 @@ def test_constrained_equals_generate_with_allowed_tokens(language_model, world):
             state.advance(token)
         return state.allowed().tolist()
 
-    out = model.generate(torch.tensor([prompt]), max_new_tokens=80, do_sample=False, pad_token_id=codec.pad,
-                         eos_token_id=codec.eos, prefix_allowed_tokens_fn=allowed)[0, len(prompt) :].tolist()  # fmt: skip
-    assert ours == out
+    assert [ours] == generated(model, codec, prompt, 80, prefix_allowed_tokens_fn=allowed)
     items = parse(codec.decode(ours), world[0]).items
     assert len(set(items)) == 3 and not {None, 1, 2, 5} & set(items)
 
@@ -334,9 +387,13 @@ def test_obeying_automaton_allows_exactly_the_obeying_lists(toy):
     control = AllOf((AtMost("A", "1/3"), AtLeast("B", "2/3")))
     for k, seen in ((3, [1]), (2, [3, 4, 6])):
         needs = control.needs(k, toy)
-        found = every_answer(codec, toy, lambda k=k, seen=seen, needs=needs: automaton.start(k, seen, needs))
+        found = every_answer(codec, toy, partial(automaton.start, k, seen, needs))
         legal = set(itertools.permutations([i for i in range(1, 7) if i not in seen], k))
-        obeying = {items for items in legal if all(low <= mask[list(items)].sum() <= high for mask, low, high in needs)}
+        obeying = {
+            items
+            for items in legal
+            if all(low <= mask[list(items)].sum() <= high for mask, low, high in needs)
+        }
         assert found == (obeying or legal)  # a wish that cannot be met is dropped
         assert bool(obeying) == (k == 3)
 
@@ -344,11 +401,17 @@ def test_obeying_automaton_allows_exactly_the_obeying_lists(toy):
 @given(st.integers(0, 10**6))
 def test_an_obeying_list_meets_every_control_that_can_be_met(seed):
     rng = np.random.default_rng(seed)
-    catalog = Catalog([f"t{i}" for i in range(12)], [set(rng.choice(list("ABC"), rng.integers(1, 3))) for _ in range(12)])
+    categories = [set(rng.choice(list("ABC"), rng.integers(1, 3))) for _ in range(12)]
+    catalog = Catalog([f"t{i}" for i in range(12)], categories)
     codec = Codec(build_tokenizer(catalog, [], 300, True))
     automaton = CatalogAutomaton(codec, catalog)
     names = rng.choice(catalog.names, 2)
-    kinds = [Include(names[0]), Exclude(names[0]), About(names[0], "1/2"), AllOf((AtLeast(names[0], "3/10"), Exclude(names[1])))]
+    kinds = [
+        Include(names[0]),
+        Exclude(names[0]),
+        About(names[0], "1/2"),
+        AllOf((AtLeast(names[0], "3/10"), Exclude(names[1]))),
+    ]
     control, k = kinds[rng.integers(4)], int(rng.integers(1, 6))
     seen = rng.choice(np.arange(1, 13), 4, replace=False).tolist()
     state, tokens = automaton.start(k, seen, control.needs(k, catalog)), []
@@ -371,26 +434,42 @@ def test_guessing_rows_and_guided_rows_decode_together(list_writer, world):
     with counted(model) as calls:
         decode(model, codec, [prompt], 60, drafts=[Draft(automaton, 4)])
     assert len(calls) < len(free), "some guess was right"
-    together = decode(model, codec, [prompt] * 2, 60, states=[None, automaton.start(4, [])], drafts=[Draft(automaton, 4), None])
+    together = decode(
+        model,
+        codec,
+        [prompt] * 2,
+        60,
+        states=[None, automaton.start(4, [])],
+        drafts=[Draft(automaton, 4), None],
+    )
     assert together == [free, guided]
 
 
 def test_decoding_in_several_ways_at_once_changes_no_answer(list_writer, world):
     model, codec = list_writer
     automaton = CatalogAutomaton(codec, world[0])
-    ways = [LanguageModelRecommender(model, codec, world[0], a, batch_size=4, obey=obey)
-            for a, obey in ((None, False), (automaton, False), (automaton, True))]  # fmt: skip
+    ways = [
+        LanguageModelRecommender(model, codec, world[0], a, batch_size=4, obey=obey)
+        for a, obey in ((None, False), (automaton, False), (automaton, True))
+    ]
     seen = [tuple(range(1, u + 2)) for u in range(9)]
-    requests = [Request(u, seen[u], seen[u], Include(world[0].names[u % 2]), 2 + u % 3) for u in range(9)]
+    requests = [
+        Request(u, seen[u], seen[u], Include(world[0].names[u % 2]), 2 + u % 3) for u in range(9)
+    ]
     together = recommend_together(ways, requests)
-    assert together == [way.recommend(requests) for way in ways] and together[0] != together[1] != together[2]
+    assert together == [way.recommend(requests) for way in ways]
+    assert together[0] != together[1] != together[2]
 
 
 def test_recommender_keeps_the_order_of_requests(language_model, world):
     model, codec = language_model
     automaton = CatalogAutomaton(codec, world[0])
-    requests = [Request(u, tuple(range(1, 2 + u % 3)), (1, 2, 3), NoControl(), 2 + u % 3, None) for u in range(7)]
-    together = LanguageModelRecommender(model, codec, world[0], automaton, batch_size=3).recommend(requests)
+    requests = [
+        Request(u, tuple(range(1, 2 + u % 3)), (1, 2, 3), NoControl(), 2 + u % 3, None)
+        for u in range(7)
+    ]
+    by_three = LanguageModelRecommender(model, codec, world[0], automaton, batch_size=3)
+    together = by_three.recommend(requests)
     for request, answer in zip(requests, together, strict=True):
         alone = LanguageModelRecommender(model, codec, world[0], automaton).recommend([request])[0]
         assert answer.items == alone.items and len(answer.items) == request.k
@@ -398,13 +477,14 @@ def test_recommender_keeps_the_order_of_requests(language_model, world):
 
 @given(st.integers(0, 10**6), st.booleans())
 def test_loss_and_gradient_against_the_definition(seed, certain):
-    """The term against repeats by brute force, the gradient by automatic differentiation; also where a repeat is certain."""
+    """By brute force and by automatic differentiation; also where a repeat is certain."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary, samples, length = 9, 3, 12
     is_title = torch.rand(vocabulary, generator=generator) < 0.6
     ids = torch.randint(0, vocabulary, (samples, length), generator=generator)
     places = torch.tensor([(s, t) for s in range(samples) for t in range(1, length)])
-    logits = torch.randn(len(places), vocabulary, generator=generator, dtype=torch.float64) * (30 if certain else 1)
+    logits = torch.randn(len(places), vocabulary, generator=generator, dtype=torch.float64)
+    logits = logits * 30 if certain else logits
     logits.requires_grad_()
     log_probs = torch.log_softmax(logits, -1)
     targets, terms = ids[places[:, 0], places[:, 1]], []
@@ -417,7 +497,9 @@ def test_loss_and_gradient_against_the_definition(seed, certain):
     if terms:
         expected = expected + 0.7 * torch.stack(terms).mean()
     found = next_token_loss(logits, ids, places, is_title, 0.7)
-    slopes = [torch.autograd.grad(2 * loss, logits, retain_graph=True)[0] for loss in (expected, found)]
+    slopes = [
+        torch.autograd.grad(2 * loss, logits, retain_graph=True)[0] for loss in (expected, found)
+    ]
     assert found.item() == pytest.approx(expected.item()) and torch.isfinite(found)
     assert torch.allclose(*slopes, atol=1e-9)
     plain = next_token_loss(logits, ids, places)
@@ -426,19 +508,23 @@ def test_loss_and_gradient_against_the_definition(seed, certain):
 
 def test_log_probabilities_and_entropy_against_torch(rng):
     logits = torch.tensor(rng.normal(0, 4, size=(20, 30)), requires_grad=True)
-    chosen, weights = torch.tensor(rng.integers(30, size=20)), torch.tensor(rng.normal(size=(2, 20)))
+    chosen = torch.tensor(rng.integers(30, size=20))
+    weights = torch.tensor(rng.normal(size=(2, 20)))
     expected = torch.distributions.Categorical(logits=logits)
     expected = (expected.log_prob(chosen), expected.entropy())
     found = chosen_and_entropy(logits, chosen)
     for a, b in zip(expected, found, strict=True):
         assert torch.allclose(a, b)
-    slopes = [torch.autograd.grad((torch.stack(pair) * weights).sum(), logits)[0] for pair in (expected, found)]
+    slopes = [
+        torch.autograd.grad((torch.stack(pair) * weights).sum(), logits)[0]
+        for pair in (expected, found)
+    ]
     assert torch.allclose(*slopes)
 
 
 @pytest.mark.parametrize("spare", [0, 64])
 def test_embeddings_start_with_what_is_known_of_the_items(world, teacher, smoke, spare):
-    """The teacher's vectors; in the other dimensions titles of a category lean to the code of its name, and differ."""
+    """The teacher's vectors; beyond them titles lean to their categories' codes, and differ."""
     catalog, width = world[0], teacher.model.item.embedding_dim
     codec = Codec(build_tokenizer(catalog, [], 400, True))
     knobs = smoke.model.model_copy(update={"width": width + spare})
@@ -447,12 +533,14 @@ def test_embeddings_start_with_what_is_known_of_the_items(world, teacher, smoke,
     known_vectors(model, codec.tokenizer, titles, teacher, catalog, 0)
     table = model.get_input_embeddings().weight.detach()
     found, wanted = table[titles[1:], :width], teacher.model.item.weight.detach()[1:]
-    assert torch.allclose(found / found.std(), wanted / wanted.std(), atol=1e-5) and table.isfinite().all()
+    assert torch.allclose(found / found.std(), wanted / wanted.std(), atol=1e-5)
+    assert table.isfinite().all()
     if spare:
         rest = torch.nn.functional.normalize(table[titles[1:], width:])
         for name in catalog.names:
-            code = torch.nn.functional.normalize(table[codec.tokenizer.get_vocab()[name], width:], dim=0)
-            inside = torch.tensor([name in own for own in catalog.categories[1:]])
+            own = table[codec.tokenizer.get_vocab()[name], width:]
+            code = torch.nn.functional.normalize(own, dim=0)
+            inside = torch.tensor([name in names for names in catalog.categories[1:]])
             assert (rest[inside] @ code).mean() > (rest[~inside] @ code).mean() + 0.1
         assert (rest @ rest.T - torch.eye(len(rest))).max() < 0.95
     alike = Catalog(catalog.titles[1:], [{catalog.names[0]}] * len(catalog))
@@ -475,8 +563,15 @@ def grouped():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, attn_implementation="eager")  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation="eager",
+    )
     return LlamaForCausalLM(config)
 
 
@@ -486,7 +581,8 @@ def padded_logits(model, ids, real):
 
 
 def key_gradient(model, logits):
-    return torch.autograd.grad(logits.logsumexp(-1).sum(), model.model.layers[0].self_attn.k_proj.weight)[0]
+    keys = model.model.layers[0].self_attn.k_proj.weight
+    return torch.autograd.grad(logits.logsumexp(-1).sum(), keys)[0]
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -502,21 +598,23 @@ def test_packed_logits_equal_padded_ones(grouped, left, fused, monkeypatch):
     packed = next_logits(grouped, ids, real, keep)
     monkeypatch.undo()
     padded = padded_logits(grouped, ids, real)[keep]
-    assert torch.allclose(packed, padded, atol=1e-5) and grouped.config._attn_implementation == "eager"
+    assert torch.allclose(packed, padded, atol=1e-5)
+    assert grouped.config._attn_implementation == "eager"
     assert torch.allclose(key_gradient(grouped, packed), key_gradient(grouped, padded), atol=1e-5)
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_answers_behind_one_prompt_equal_answers_alone(grouped, fused, monkeypatch):
-    """Each prompt once, in whatever order its answers come: logits before each answer token, and gradients."""
+    """Each prompt once, whatever its answers' order: logits before each token, and gradients."""
     monkeypatch.setattr(torch.Tensor, "is_cuda", fused)  # the fused path, which a GPU takes
     prompts = torch.tensor([7, 3, 7, 5, 3, 7])
     texts = {3: [4, 9, 11], 5: [8], 7: [21, 22, 23, 24, 25]}
     answers = [[1, 2], [3], [1, 2, 30, 31], [5, 6, 7], [40, 41, 42], [2]]
     ids, real = torch.zeros(6, 9, dtype=torch.long), torch.zeros(6, 9, dtype=torch.bool)
     for row, (number, tokens) in enumerate(zip(prompts.tolist(), answers, strict=True)):
-        ids[row, 5 - len(texts[number]) : 5 + len(tokens)] = torch.tensor(texts[number] + tokens)
-        real[row, 5 - len(texts[number]) : 5 + len(tokens)] = True
+        place = slice(5 - len(texts[number]), 5 + len(tokens))
+        ids[row, place] = torch.tensor(texts[number] + tokens)
+        real[row, place] = True
     packed, before = pack_answers(ids, real, real[:, 5:], prompts)
     assert packed["input_ids"].shape[1] == 9 + sum(len(a) - 1 for a in answers)
     with packed_attention(grouped):
@@ -534,7 +632,7 @@ def test_answers_behind_one_prompt_equal_answers_alone(grouped, fused, monkeypat
 
 
 def test_muon_moves_matrices_and_adamw_the_rest(grouped):
-    """As torch's two do side by side; and from a saved state training goes on as if it had not stopped."""
+    """As torch's two do side by side; a saved state goes on as if training had not stopped."""
 
     def step(model, *optimizers):
         model.zero_grad()
@@ -570,14 +668,23 @@ def test_completion_loss_equals_the_full_loss(language_model, tmp_path):
 
     from recnb.sft import CompletionTrainer
 
-    model, codec = copy.deepcopy(language_model[0]), language_model[1]  # trl patches the model it is given
-    frame = pd.DataFrame({"prompt": ["Hello", "What is 2 plus 3?"], "completion": ["1. x\n2. y", "5"]})
-    data = encode(frame, codec, 200)
-    arguments = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None,
-                          gradient_checkpointing=False)  # fmt: skip
-    trainer = CompletionTrainer(model=model, train_dataset=data, processing_class=codec.tokenizer, args=arguments)
+    # a copy: trl patches the model it is given
+    model, codec = copy.deepcopy(language_model[0]), language_model[1]
+    texts = {"prompt": ["Hello", "What is 2 plus 3?"], "completion": ["1. x\n2. y", "5"]}
+    data = encode(pd.DataFrame(texts), codec, 200)
+    arguments = SFTConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        max_length=None,
+        gradient_checkpointing=False,
+    )
+    trainer = CompletionTrainer(
+        model=model, train_dataset=data, processing_class=codec.tokenizer, args=arguments
+    )
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
     batch = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
     ours = trainer.compute_loss(model, dict(batch))
-    full = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
+    full = model(**{k: batch[k] for k in ("input_ids", "attention_mask", "labels")}).loss
     assert torch.allclose(ours, full, atol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recnb.artifacts import Stage
-from recnb.lm.losses import title_mask
+from recnb.engine.losses import title_mask
 from recnb.lm.tokenizer import title_tokens
 from recnb.ppo.prompts import rl_requests
 from recnb.ppo.trainer import both_trainable, merged, pad_batch, train_ppo, with_adapters
@@ -16,8 +16,11 @@ from recnb.sft import train_sft
 @pytest.fixture
 def setup(language_model, world, teacher, smoke):
     model, codec = language_model
-    requests = rl_requests(24, range(50), world[1], world[0], teacher, smoke.data, 2, 4, np.random.default_rng(0))
-    knobs = smoke.ppo.model_copy(update={"steps": 2, "prompts": 4, "samples": 2, "epochs": 2, "minibatches": 1, "checkpoints": 1})
+    requests = rl_requests(
+        24, range(50), world[1], world[0], teacher, smoke.data, 2, 4, np.random.default_rng(0)
+    )
+    few = {"prompts": 4, "samples": 2, "epochs": 2, "minibatches": 1, "checkpoints": 1}
+    knobs = smoke.ppo.model_copy(update=few | {"steps": 2})
     return copy.deepcopy(model), codec, requests, knobs
 
 
@@ -30,18 +33,26 @@ def test_requests_take_turns(setup):
 def test_ppo_updates_actor_critic_and_head_but_not_the_reference(setup, world, teacher, tmp_path):
     model, codec, requests, knobs = setup
     frozen = {k: v.clone() for k, v in model.state_dict().items()}
-    tuned, rows = train_ppo(model, codec, requests, teacher, world[0], knobs, 0, tmp_path, 30, autocast=False)
+    tuned, rows = train_ppo(
+        model, codec, requests, teacher, world[0], knobs, 0, tmp_path, 30, autocast=False
+    )
     first = next(row for row in rows if "kl" in row)
     assert abs(first["kl"]) < 1e-5, "policy and reference agree at the first step"
     state = tuned.state_dict()
+
+    def plain(name):
+        return name.replace("base_model.model.", "").replace(".base_layer", "")
+
     for name, weight in frozen.items():
-        kept = [v for k, v in state.items() if k.replace("base_model.model.", "").replace(".base_layer", "") == name]
+        kept = [v for k, v in state.items() if plain(k) == name]
         assert kept and torch.equal(kept[0], weight), name
-    lora = {a: max(v.abs().max().item() for k, v in state.items() if f"lora_B.{a}" in k) for a in ("actor", "critic")}
-    assert lora["actor"] > 0 and lora["critic"] > 0
-    heads = [v for k, v in state.items() if "v_head" in k and "critic" in k and k.endswith("weight")]
+    for adapter in ("actor", "critic"):
+        assert max(v.abs().max() for k, v in state.items() if f"lora_B.{adapter}" in k) > 0
+    critic = {k: v for k, v in state.items() if "critic" in k}
+    heads = [v for k, v in critic.items() if "v_head" in k and k.endswith("weight")]
     assert heads and heads[0].abs().max() > 0, "the value head learns"
-    assert (tmp_path / "actor" / "adapter_model.safetensors").is_file() and not (tmp_path / "checkpoints" / "run").exists()
+    assert (tmp_path / "actor" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "checkpoints" / "run").exists()
 
 
 def test_sampling_uses_the_merged_adapter_and_gives_the_weights_back(setup):
@@ -49,7 +60,8 @@ def test_sampling_uses_the_merged_adapter_and_gives_the_weights_back(setup):
     peft = with_adapters(copy.deepcopy(model), 4, 8).eval()
     for name, weight in peft.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+            draws = torch.Generator().manual_seed(len(name))
+            torch.nn.init.normal_(weight, std=0.1, generator=draws)
     before = {name: weight.clone() for name, weight in peft.state_dict().items()}
     prompt = torch.tensor([codec.prompt("hello")])
     with torch.no_grad():
@@ -83,7 +95,8 @@ def test_joint_backward_gives_the_single_adapter_gradient(setup):
         return inner.v_head(inner.model(input_ids=batch["ids"]).last_hidden_state).mean()
 
     def gradients():
-        return {n: p.grad.clone() for n, p in peft.named_parameters() if p.grad is not None and ".actor" in n}
+        found = {n: p.grad for n, p in peft.named_parameters() if ".actor" in n}
+        return {n: grad.clone() for n, grad in found.items() if grad is not None}
 
     actor_loss().backward()
     alone = gradients()
@@ -105,16 +118,17 @@ def test_title_mask(language_model, world):
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_training_that_ended_is_read_back_until_its_stage_ends(setup, tmp_path, smoke, rank):
-    """A start that is stopped later finds v2, v1, ... trained; the manifest's mark is gone, so a new start trains anew."""
+    """A stopped start finds v2, v1, ... trained; after the stage's end, a new one trains anew."""
     model, codec, _, _ = setup
     frame = pd.DataFrame({"prompt": ["hello"] * 4, "completion": ["1. x"] * 4})
-    knobs = smoke.sft.model_copy(update={"rank": rank, "batch_size": 2, "evaluations": 1, "checkpoints": 1, "repeat_weight": 0.0})
+    few = {"batch_size": 2, "evaluations": 1, "checkpoints": 1, "repeat_weight": 0.0}
+    knobs = smoke.sft.model_copy(update=few | {"rank": rank})
     stage = Stage("04_sft", smoke, tmp_path)
     shown = []
 
     def train(key=stage.key):
-        arguments = (copy.deepcopy(model), codec, frame, frame, None, knobs, 0, stage.folder, shown.append)
-        return train_sft(*arguments, autocast=False, key=key)
+        given = copy.deepcopy(model), codec, frame, frame, None, knobs, 0, stage.folder
+        return train_sft(*given, shown.append, autocast=False, key=key)
 
     first, rows = train()
     count = len(shown)
@@ -122,7 +136,8 @@ def test_a_training_that_ended_is_read_back_until_its_stage_ends(setup, tmp_path
     assert len(shown) == count > 0 and read == rows, "nothing was trained"
     prompt = torch.tensor([codec.prompt("hello")])
     with torch.no_grad():
-        assert torch.allclose(first(input_ids=prompt).logits, again(input_ids=prompt).logits, atol=1e-5)
+        before, after = (one(input_ids=prompt).logits for one in (first, again))
+    assert torch.allclose(before, after, atol=1e-5)
     train(key="other knobs")
     assert len(shown) == 2 * count
     stage.finish()

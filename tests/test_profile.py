@@ -57,7 +57,8 @@ def test_a_knob_changes_its_stage_and_later_ones_only():
 def test_every_section_belongs_to_a_stage():
     from recnb.profile import SECTIONS
 
-    assert sorted(sum(SECTIONS.values(), [])) == sorted(set(Profile.model_fields) - {"name", "seed", "seeds"})
+    sections = set(Profile.model_fields) - {"name", "seed", "seeds"}
+    assert sorted(sum(SECTIONS.values(), [])) == sorted(sections)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -76,7 +77,8 @@ def test_notebook_shape(stage):
 def test_pins_agree():
     import tomllib
 
-    lock = dict(line.split("==") for line in (root() / "requirements.lock").read_text().splitlines() if "==" in line)
+    lines = (root() / "requirements.lock").read_text().splitlines()
+    lock = dict(line.split("==") for line in lines if "==" in line)
     project = tomllib.loads((root() / "pyproject.toml").read_text())["project"]
     direct = project["dependencies"] + project["optional-dependencies"]["test"]
     normal = {name.lower().replace("_", "-"): version for name, version in lock.items()}

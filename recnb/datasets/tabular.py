@@ -1,7 +1,7 @@
 """Bring your own catalogue: two CSV files in a folder.
 
-``items.csv``: item, title, categories (separated by ``|``). ``interactions.csv``: user, item, timestamp (a number) and, if
-there are any, rating (a number; TALLRec alone reads it).
+``items.csv``: item, title, categories (separated by ``|``). ``interactions.csv``: user, item,
+timestamp (a number) and, if there are any, rating (a number; TALLRec alone reads it).
 """
 
 from pathlib import Path
@@ -15,28 +15,40 @@ def read(folder):
     """Item table and log.
 
     Raises:
-        RecnbError: a missing file or column, a bad timestamp, an unknown or doubled item, each with file and row.
+        RecnbError: a missing file or column, a bad timestamp, an unknown or doubled item, each with
+            file and row.
     """
     items = _table(Path(folder) / "items.csv", ["item", "title", "categories"])
     log = _table(Path(folder) / "interactions.csv", ["user", "item", "timestamp"])
     twice = items["item"].duplicated()
     if twice.any():
         row = int(twice.to_numpy().argmax())
-        raise RecnbError(f"{folder}/items.csv row {row + 2}: item {items['item'][row]!r} stands there twice")
+        raise RecnbError(
+            f"{folder}/items.csv row {row + 2}: item {items['item'][row]!r} stands there twice"
+        )
     stamps = pd.to_numeric(log["timestamp"], errors="coerce")
     if stamps.isna().any():
         row = int(stamps.isna().to_numpy().argmax())
         raise RecnbError(
-            f"{folder}/interactions.csv row {row + 2}: timestamp {log['timestamp'][row]!r} is not a number; "
-            "histories need an order in time (seconds since 1970, or any rising number)"
+            f"{folder}/interactions.csv row {row + 2}: timestamp {log['timestamp'][row]!r} is not "
+            "a number; histories need an order in time (seconds since 1970, or any rising number)"
         )
     unknown = ~log["item"].isin(set(items["item"]))
     if unknown.any():
         row = int(unknown.to_numpy().argmax())
-        raise RecnbError(f"{folder}/interactions.csv row {row + 2}: item {log['item'][row]!r} is not in items.csv")
-    items["categories"] = [[c.strip() for c in text.split("|") if c.strip()] for text in items["categories"]]
+        raise RecnbError(
+            f"{folder}/interactions.csv row {row + 2}: "
+            f"item {log['item'][row]!r} is not in items.csv"
+        )
+    categories = []
+    for text in items["categories"]:
+        names = [name.strip() for name in text.split("|")]
+        categories.append([name for name in names if name])
+    items["categories"] = categories
     if not items["categories"].map(len).any():
-        raise RecnbError(f"{folder}/items.csv: column categories is empty in every row; controls need categories")
+        raise RecnbError(
+            f"{folder}/items.csv: column categories is empty in every row; controls need categories"
+        )
     if "rating" in log.columns:
         log["rating"] = pd.to_numeric(log["rating"], errors="coerce")
         if log["rating"].isna().any():
@@ -55,4 +67,6 @@ def _table(path, columns):
     for column in columns:
         if column not in table.columns:
             raise RecnbError(f"{path}: no column {column!r}; found {', '.join(table.columns)}")
-    return table[[*columns, *(["rating"] if "rating" in table.columns else [])]]
+    if "rating" in table.columns:
+        columns = [*columns, "rating"]
+    return table[columns]

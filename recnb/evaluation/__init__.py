@@ -1,1 +1,1 @@
-"""Evaluation: fixed request sets, stored answers, metrics with intervals, tables laid out as the paper's."""
+"""Evaluation: fixed request sets, stored answers, metrics with intervals, the paper's tables."""

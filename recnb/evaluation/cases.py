@@ -7,44 +7,58 @@ import pandas as pd
 
 from recnb.controls import About, Exclude
 from recnb.instructions.synthesis import heldout_requests
-from recnb.lm.generation import request_prompt
+from recnb.lm.recommender import request_prompt
 
 
 def two_cases(histories, catalog, teacher, data_knobs, seed):
-    """The first user with a target category, "about 50 %" at k = 5; another one, "exclude" at k = 5."""
+    """One user asks for "about 50 %" of the target's category, another to exclude one; k = 5."""
     users = np.random.default_rng([seed, 112]).permutation(len(histories))
+    known = (histories, catalog, teacher, data_knobs, seed)
     half = [(lambda name: About(name, "1/2"), "target")]
-    first = heldout_requests(half, users[:20], "test", histories, catalog, teacher, data_knobs, seed, k=5)
-    second = heldout_requests([(Exclude, "other")], users[20:40], "test", histories, catalog, teacher, data_knobs, seed, k=5)
+    first = heldout_requests(half, users[:20], "test", *known, k=5)
+    second = heldout_requests([(Exclude, "other")], users[20:40], "test", *known, k=5)
     return [*first[:1], *second[:1]]
 
 
-STYLES = {"unknown": "text-decoration:line-through", "repeat": "background:#f8c9c9", "target": "background:#c8e6c9",
-          "inside": "background:#fff3b0", "": ""}  # fmt: skip
+STYLES = {
+    "unknown": "text-decoration:line-through",
+    "repeat": "background:#f8c9c9",
+    "target": "background:#c8e6c9",
+    "inside": "background:#fff3b0",
+    "": "",
+}
 
 
 def marks(request, answer, catalog):
-    """What is remarkable about each entry of an answer: unknown, repeat (or seen), target, inside (the category), or ""."""
+    """What each entry is: unknown, repeat (or seen), target, inside (the category), or ""."""
     members, before, found = catalog.members(request.control.category), set(), []
     for item in answer.items:
-        known = item is not None
-        found.append("unknown" if not known else "repeat" if item in before or item in request.seen
-                     else "target" if item == request.target else "inside" if item in members else "")  # fmt: skip
+        if item is None:
+            mark = "unknown"
+        elif item in before or item in request.seen:
+            mark = "repeat"
+        elif item == request.target:
+            mark = "target"
+        else:
+            mark = "inside" if item in members else ""
+        found.append(mark)
         before.add(item)
     return found
 
 
 def case_rows(number, request, answers, catalog):
-    """A case as rows (case, wish, system, place, title, mark); an answer without a list is one row at place 0.
+    """A case as rows case, wish, system, place, title, mark; place 0 is an answer without a list.
 
     Args:
         answers: ``{system: Response}``.
     """
     rows = []
     for system, answer in answers.items():
-        listed = list(zip(answer.titles, marks(request, answer, catalog), strict=True)) or [(answer.text[:300], "no list")]
-        first = 1 if answer.titles else 0
-        rows += [(number, str(request.control), system, place, *entry) for place, entry in enumerate(listed, start=first)]
+        listed, first = list(zip(answer.titles, marks(request, answer, catalog), strict=True)), 1
+        if not listed:
+            listed, first = [(answer.text[:300], "no list")], 0
+        for place, (title, mark) in enumerate(listed, start=first):
+            rows.append((number, str(request.control), system, place, title, mark))
     return pd.DataFrame(rows, columns=["case", "wish", "system", "place", "title", "mark"])
 
 
@@ -54,12 +68,17 @@ def case_html(request, answers, catalog, seed):
     Args:
         answers: ``{system: Response}``.
     """
-    parts = [f"<pre style='white-space:pre-wrap'>{html.escape(request_prompt(request, catalog, seed))}</pre>"]
-    target = catalog.titles[request.target]
-    parts.append(f"<p>Target: <span class='target' style='{STYLES['target']}'>{html.escape(target)}</span></p>")
+    prompt = html.escape(request_prompt(request, catalog, seed))
+    target = html.escape(catalog.titles[request.target])
+    parts = [
+        f"<pre style='white-space:pre-wrap'>{prompt}</pre>",
+        f"<p>Target: <span class='target' style='{STYLES['target']}'>{target}</span></p>",
+    ]
     for system, answer in answers.items():
-        lines = [f"<li><span class='{mark}' style='{STYLES[mark]}'>{html.escape(title)}</span></li>"
-                 for title, mark in zip(answer.titles, marks(request, answer, catalog), strict=True)]  # fmt: skip
+        lines = [
+            f"<li><span class='{mark}' style='{STYLES[mark]}'>{html.escape(title)}</span></li>"
+            for title, mark in zip(answer.titles, marks(request, answer, catalog), strict=True)
+        ]
         body = "".join(lines) or f"<li>{html.escape(answer.text[:300])}</li>"
         parts.append(f"<div class='answer'><b>{html.escape(system)}</b><ol>{body}</ol></div>")
     return "".join(parts)
@@ -72,14 +91,15 @@ def dial(systems, histories, catalog, teacher, data_knobs, knobs, seed, k=10):
         DataFrame system, category, requested, delivered (shares), one row a request.
     """
     users = np.random.default_rng([seed, 113]).permutation(len(histories))[: knobs.dial_users]
-    names = sorted(catalog.names, key=lambda name: (-len(catalog.members(name)), name))[: knobs.dial_categories]
+    names = sorted(catalog.names, key=lambda name: (-len(catalog.members(name)), name))
     plain = heldout_requests([], users, "test", histories, catalog, teacher, data_knobs, seed, k=k)
-    asked = [(name, tenth) for name in names for tenth in range(11)]
+    requests = []
+    for name in names[: knobs.dial_categories]:
+        for tenth in range(11):
+            control = About(name, f"{tenth}/10")
+            requests += [type(r)(r.user, r.history, r.seen, control, k, r.target) for r in plain]
     rows = []
     for system, recommender in systems.items():
-        requests = [
-            type(r)(r.user, r.history, r.seen, About(name, f"{tenth}/10"), k, r.target) for name, tenth in asked for r in plain
-        ]
         answers = recommender.recommend(requests)
         for request, answer in zip(requests, answers, strict=True):
             members = catalog.members(request.control.category)

@@ -1,4 +1,4 @@
-"""Can the tuned model still talk? Perplexity on conversations it never saw, MMLU and GSM8K, and what I4's share does to both."""
+"""Can the tuned model still talk? Perplexity on unseen conversations, MMLU, GSM8K; I4's share."""
 
 import csv
 import json
@@ -14,10 +14,10 @@ from datasets import Dataset
 from lm_eval.models.huggingface import HFLM
 
 from recnb import RecnbError
+from recnb.engine.packed import next_logits, side_by_side
 from recnb.evaluation.tables import reported
 from recnb.instructions.chat_mix import conversations
 from recnb.lm.loading import load_adapted, load_base
-from recnb.lm.packed import next_logits, side_by_side
 from recnb.sft import train_sft
 
 MMLU_SHOTS, GSM8K_SHOTS = 5, 8
@@ -41,10 +41,13 @@ def heldout_chat(train, dataset, words, count, seed):
         RecnbError: every conversation was used for training.
     """
     known = set(zip(train["prompt"], train["completion"], strict=True))
-    drawn = conversations(dataset, 2 * words, len(known) + 2 * count, np.random.default_rng([seed, 116]))
+    rng = np.random.default_rng([seed, 116])
+    drawn = conversations(dataset, 2 * words, len(known) + 2 * count, rng)
     fresh = [pair for pair in dict.fromkeys(drawn) if pair not in known][:count]
     if not fresh:
-        raise RecnbError("no conversation is left that training did not use: lower instructions.chat_share")
+        raise RecnbError(
+            "no conversation is left that training did not use: lower instructions.chat_share"
+        )
     return fresh
 
 
@@ -57,18 +60,19 @@ def chat_losses(model, codec, pairs, batch_size=16, max_tokens=1024):
         max_tokens: longer conversations are cut at their end.
 
     Returns:
-        ``(losses, tokens)``: sum over each answer's tokens, and their number, float arrays; an answer that is cut away
-        whole counts no token.
+        ``(losses, tokens)``: sum over each answer's tokens, and their number, float arrays; an
+        answer that is cut away whole counts no token.
     """
     rows = [(codec.prompt(p), codec.answer(a)) for p, a in pairs]
     losses, tokens = np.zeros(len(rows)), np.zeros(len(rows))
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        ids, real = side_by_side([(question + answer)[:max_tokens] for question, answer in part], codec.pad, model.device)
+        whole = [(question + answer)[:max_tokens] for question, answer in part]
+        ids, real = side_by_side(whole, codec.pad, model.device)
         place = torch.arange(ids.shape[1], device=ids.device)
         begin = torch.tensor([len(question) for question, _ in part], device=ids.device)[:, None]
-        keep = torch.zeros_like(real)
-        keep[:, :-1] = (real & (place >= begin))[:, 1:]  # the place before each token of the answer
+        keep = torch.zeros_like(real)  # the place before each token of the answer
+        keep[:, :-1] = (real & (place >= begin))[:, 1:]
         found = torch.log_softmax(next_logits(model, ids, real, keep), -1)
         sample, column = keep.nonzero(as_tuple=True)
         nll = -found.gather(1, ids[sample, column + 1][:, None])[:, 0].double().cpu().numpy()
@@ -82,13 +86,15 @@ def perplexity(losses, tokens, resamples, seed):
     rng = np.random.default_rng([seed, 117])
     drawn = rng.integers(len(losses), size=(resamples, len(losses)))
     values = np.exp(losses[drawn].sum(1) / np.maximum(tokens[drawn].sum(1), 1))
-    return float(np.exp(losses.sum() / tokens.sum())), *map(float, np.percentile(values, [2.5, 97.5]))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(np.exp(losses.sum() / tokens.sum())), float(low), float(high)
 
 
 def read_mmlu(folder):
     """MMLU as its authors publish it: ``dev/<subject>_dev.csv`` and ``test/<subject>_test.csv``.
 
-    A row is question, four choices and the answer, as a letter or as 0 to 3; a first row "question,..." is a header.
+    A row is question, four choices and the answer, as a letter or as 0 to 3; a first row
+    "question,..." is a header.
 
     Returns:
         ``{subject: {"dev": Dataset, "test": Dataset}}``.
@@ -96,15 +102,23 @@ def read_mmlu(folder):
     Raises:
         RecnbError: a file is missing or a row has another form, with file and row.
     """
-    subjects = sorted(path.name.removesuffix("_test.csv") for path in (folder / "test").glob("*_test.csv"))
+    files = (folder / "test").glob("*_test.csv")
+    subjects = sorted(path.name.removesuffix("_test.csv") for path in files)
     if not subjects:
-        raise RecnbError(f"{folder}/test has no <subject>_test.csv: general_ability.data must be MMLU's and GSM8K's folder")
-    return {s: {split: Dataset.from_list(_mmlu_rows(folder / split / f"{s}_{split}.csv")) for split in ("dev", "test")}
-            for s in subjects}  # fmt: skip
+        raise RecnbError(
+            f"{folder}/test has no <subject>_test.csv: general_ability.data must be MMLU's and "
+            "GSM8K's folder"
+        )
+    found = {}
+    for subject in subjects:
+        dev = _mmlu_rows(folder / "dev" / f"{subject}_dev.csv")
+        test = _mmlu_rows(folder / "test" / f"{subject}_test.csv")
+        found[subject] = {"dev": Dataset.from_list(dev), "test": Dataset.from_list(test)}
+    return found
 
 
 def _mmlu_rows(path):
-    letters = {**{letter: n for n, letter in enumerate("ABCD")}, **{str(n): n for n in range(4)}}
+    letters = {"A": 0, "B": 1, "C": 2, "D": 3, "0": 0, "1": 1, "2": 2, "3": 3}
     rows = []
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -112,7 +126,10 @@ def _mmlu_rows(path):
                 if number == 1 and row[:1] == ["question"]:
                     continue
                 if len(row) != 6 or row[5] not in letters:
-                    raise RecnbError(f"{path}, row {number}: expected question, four choices and an answer A to D or 0 to 3")
+                    raise RecnbError(
+                        f"{path}, row {number}: expected question, four choices and an answer A to "
+                        "D or 0 to 3"
+                    )
                 rows.append({"question": row[0], "choices": row[1:5], "answer": letters[row[5]]})
     except OSError as error:
         raise RecnbError(f"{path} cannot be read: {error}") from error
@@ -132,41 +149,52 @@ def read_gsm8k(path):
                 record = json.loads(line)
                 rows.append({"question": record["question"], "answer": record["answer"]})
             except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise RecnbError(f"{path}, line {number}: expected an object with question and answer") from error
+                raise RecnbError(
+                    f"{path}, line {number}: expected an object with question and answer"
+                ) from error
     except OSError as error:
         raise RecnbError(f"{path} cannot be read: {error}") from error
     return Dataset.from_list(rows)
 
 
 def harness_tasks(data):
-    """The tasks of lm-evaluation-harness, in its own words: MMLU's subjects, then GSM8K with chains of thought.
+    """Tasks in lm-evaluation-harness's own words: MMLU's subjects, GSM8K with chains of thought.
 
     Args:
         data: "hub", or a folder with ``mmlu/dev``, ``mmlu/test`` and ``gsm8k/test.jsonl``.
     """
     if data == "hub":
         return ["mmlu", "gsm8k_cot"]
-    words = Path(lm_eval.__file__).parent / "tasks"
-    settings = [yaml.safe_load((words / name).read_text(encoding="utf-8")) | {"dataset_path": None, "dataset_name": None}
-                for name in ("mmlu/default/_default_template_yaml", "gsm8k/gsm8k-cot.yaml")]  # fmt: skip
+    settings = []
+    for name in ("mmlu/default/_default_template_yaml", "gsm8k/gsm8k-cot.yaml"):
+        words = (Path(lm_eval.__file__).parent / "tasks" / name).read_text(encoding="utf-8")
+        settings.append(yaml.safe_load(words) | {"dataset_path": None, "dataset_name": None})
     gsm8k = read_gsm8k(Path(data) / "gsm8k" / "test.jsonl")
     tasks = []
     for subject, splits in read_mmlu(Path(data) / "mmlu").items():
-        lead = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
-        own = {"task": f"mmlu_{subject}", "description": lead, "custom_dataset": lambda found=splits, **_: found}
+        lead = (
+            "The following are multiple choice questions (with answers) about "
+            f"{subject.replace('_', ' ')}.\n\n"
+        )
+        own = {
+            "task": f"mmlu_{subject}",
+            "description": lead,
+            "custom_dataset": lambda found=splits, **_: found,
+        }
         tasks.append(settings[0] | own)
     settings[1].pop("tag", None)
     return [*tasks, settings[1] | {"custom_dataset": lambda **_: {"test": gsm8k}}]
 
 
 def mmlu_gsm8k(model, codec, knobs, seed):
-    """5-shot MMLU (mean over all questions) and 8-shot GSM8K (strict match) of one model, by lm-evaluation-harness.
+    """5-shot MMLU (mean over all questions) and 8-shot GSM8K (strict match), by the harness.
 
     Args:
         knobs: the ``general_ability`` section of a profile.
 
     Returns:
-        ``({"MMLU": share, "GSM8K": share, "questions": number}, remark)``, or ``({}, reason)`` where the data cannot be had.
+        ``({"MMLU": share, "GSM8K": share, "questions": number}, remark)``, or ``({}, reason)``
+        where the data cannot be had.
 
     Raises:
         RecnbError: a local file is missing or has another form.
@@ -174,22 +202,34 @@ def mmlu_gsm8k(model, codec, knobs, seed):
     if not knobs.data:
         return {}, "not run: no data named (general_ability.data)"
     room = min(getattr(model.config, "max_position_embeddings", 2048), 4096)
-    engine = HFLM(pretrained=model, tokenizer=codec.tokenizer, batch_size=knobs.batch_size, max_length=room)
+    engine = HFLM(
+        pretrained=model, tokenizer=codec.tokenizer, batch_size=knobs.batch_size, max_length=room
+    )
     tasks = harness_tasks(knobs.data)
     note = f"prompts longer than {room:,} tokens lose their first examples" if room < 4096 else ""
-    # "limit" counts the questions of a task. Bootstrapped errors of 57 subjects take minutes and nobody is shown them.
-    settings = {"limit": knobs.limit or None, "bootstrap_iters": 0, "random_seed": seed, "log_samples": False}
+    settings = {
+        "limit": knobs.limit or None,  # questions of a task
+        "bootstrap_iters": 0,  # errors of 57 subjects take minutes, and nobody is shown them
+        "random_seed": seed,
+        "log_samples": False,
+    }
     try:
-        mmlu = lm_eval.simple_evaluate(engine, tasks=tasks[:-1], num_fewshot=MMLU_SHOTS, **settings)
-        gsm8k = lm_eval.simple_evaluate(engine, tasks=tasks[-1:], num_fewshot=GSM8K_SHOTS, **settings)
+        run = lm_eval.simple_evaluate
+        mmlu = run(engine, tasks=tasks[:-1], num_fewshot=MMLU_SHOTS, **settings)
+        gsm8k = run(engine, tasks=tasks[-1:], num_fewshot=GSM8K_SHOTS, **settings)
     except OSError as error:  # ConnectionError is one too
         if knobs.data != "hub":
             raise
         return {}, f"not run: the Hub is out of reach ({type(error).__name__}: {str(error)[:200]})"
-    subjects = {name: mmlu["n-samples"][name]["effective"] for name in mmlu["n-samples"]}
+    subjects = {name: number["effective"] for name, number in mmlu["n-samples"].items()}
+    questions = sum(subjects.values())
     right = sum(mmlu["results"][name]["acc,none"] * n for name, n in subjects.items())
-    return {"MMLU": right / sum(subjects.values()), "GSM8K": gsm8k["results"]["gsm8k_cot"]["exact_match,strict-match"],
-            "questions": sum(subjects.values()) + gsm8k["n-samples"]["gsm8k_cot"]["effective"]}, note  # fmt: skip
+    found = {
+        "MMLU": right / questions,
+        "GSM8K": gsm8k["results"]["gsm8k_cot"]["exact_match,strict-match"],
+        "questions": questions + gsm8k["n-samples"]["gsm8k_cot"]["effective"],
+    }
+    return found, note
 
 
 def measure(name, model, codec, pairs, knobs, seed):
@@ -200,28 +240,32 @@ def measure(name, model, codec, pairs, knobs, seed):
 
 
 def share_sweep(base, train, validation, pairs, titles, profile, progress=lambda done, of: None):
-    """Small SL stages with different shares of I4, each from the same base, of the same size and with the same settings.
+    """Small SL stages that differ in their share of I4 alone: same base, size and settings.
 
     Args:
         base: folder or Hub id of the base.
         train, validation: the instruction sets.
         pairs: unseen conversations.
         titles: from ``title_tokens``.
-        profile: ``Profile``; its sft section trains, its general_ability section names shares and size.
+        profile: ``Profile``; its sft section trains, its general_ability section names shares and
+            size.
 
     Returns:
         List of rows like those of ``measure``, with share, and loss: that of the validation lists.
     """
-    knobs, rows = profile.general_ability, []
+    knobs, seed, rows = profile.general_ability, profile.seed, []
+    sft, dtype, autocast = profile.sft, profile.model.dtype, profile.model.autocast
     for share in knobs.shares:
-        model, codec = load_base(base, profile.model.dtype)
-        frame = share_of_chat(train, share, knobs.samples, profile.seed)
+        model, codec = load_base(base, dtype)
+        frame = share_of_chat(train, share, knobs.samples, seed)
         with tempfile.TemporaryDirectory() as folder:
-            _, log = train_sft(model, codec, frame, validation, titles, profile.sft, profile.seed, folder,
-                               autocast=profile.model.autocast)  # fmt: skip
-            tuned, codec = load_adapted(base, [Path(folder) / "adapter"], profile.model.dtype)
+            _, log = train_sft(
+                model, codec, frame, validation, titles, sft, seed, folder, autocast=autocast
+            )
+            tuned, codec = load_adapted(base, [Path(folder) / "adapter"], dtype)
         loss = [row["eval_loss"] for row in log if "eval_loss" in row][-1]
-        rows.append(measure(f"I4 {share:.0%}", tuned, codec, pairs, knobs, profile.seed) | {"share": share, "loss": loss})
+        found = measure(f"I4 {share:.0%}", tuned, codec, pairs, knobs, seed)
+        rows.append(found | {"share": share, "loss": loss})
         progress(len(rows), len(knobs.shares))
     return rows
 
@@ -230,21 +274,32 @@ def table(rows):
     """The table of general ability, the paper's reported rows below ours.
 
     Args:
-        rows: list of dicts with system, perplexity, low, high, MMLU, GSM8K (None = not run) and note.
+        rows: list of dicts with system, perplexity, low, high, MMLU, GSM8K (None = not run) and
+            note.
 
     Returns:
-        DataFrame system, dataset, chat perplexity, MMLU, GSM8K, note, as text cells; MMLU and GSM8K in %.
+        DataFrame system, dataset, chat perplexity, MMLU, GSM8K, note; text cells, the two in %.
     """
-    share = lambda value: "" if value is None else f"{100 * value:.2f}"  # noqa: E731
-    cells = [(r["system"], "this run", f"{r['perplexity']:.2f} [{r['low']:.2f}, {r['high']:.2f}]", share(r.get("MMLU")),
-              share(r.get("GSM8K")), r["note"]) for r in rows]  # fmt: skip
+
+    def share(value):
+        return "" if value is None else f"{100 * value:.2f}"
+
+    cells = []
+    for r in rows:
+        value = f"{r['perplexity']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+        shares = [share(r.get(name)) for name in ("MMLU", "GSM8K")]
+        cells.append((r["system"], "this run", value, *shares, r["note"]))
     paper = reported()["table5"]
     for dataset in ("Movie", "Steam"):
         for system, numbers in paper[dataset].items():
             values = dict(zip(paper["columns"], numbers, strict=True))
-            note = "reported" if values["MMLU"] is not None else "the paper has none: its inputs end at 512 tokens"
-            cells.append((f"{system} (paper)", dataset, "", share(values["MMLU"]), share(values["GSM8K"]), note))
-    return pd.DataFrame(cells, columns=["system", "dataset", "chat perplexity", "MMLU", "GSM8K", "note"])
+            note = "reported"
+            if values["MMLU"] is None:
+                note = "the paper has none: its inputs end at 512 tokens"
+            shares = [share(values[name]) for name in ("MMLU", "GSM8K")]
+            cells.append((f"{system} (paper)", dataset, "", *shares, note))
+    columns = ["system", "dataset", "chat perplexity", "MMLU", "GSM8K", "note"]
+    return pd.DataFrame(cells, columns=columns)
 
 
 def share_of_chat(frame, share, count, seed):
@@ -259,9 +314,15 @@ def share_of_chat(frame, share, count, seed):
     chat, lists = np.flatnonzero(frame["task"] == "I4"), np.flatnonzero(frame["task"] != "I4")
     wanted = round(count * share)
     if wanted and not len(chat):
-        raise RecnbError("general_ability.shares asks for conversations, but instructions.chat_share left none in the set")
+        raise RecnbError(
+            "general_ability.shares asks for conversations, but instructions.chat_share left none "
+            "in the set"
+        )
     if count - wanted > len(lists):
-        raise RecnbError(f"general_ability.samples ({count}) asks for more lists than the instruction set has ({len(lists)})")
+        raise RecnbError(
+            f"general_ability.samples ({count}) asks for more lists than the instruction set has "
+            f"({len(lists)})"
+        )
     talk = np.resize(rng.permutation(chat), wanted) if wanted else np.empty(0, dtype=int)
     picked = rng.choice(lists, size=count - wanted, replace=False)
     return frame.iloc[rng.permutation(np.concatenate([talk, picked]))].reset_index(drop=True)

@@ -11,7 +11,8 @@ def accuracy(items, target, cutoffs=CUTOFFS):
     """HR@K and NDCG@K of one list with one target.
 
     Args:
-        items: ids in order, None = no such item. A repeated or unknown entry takes its place all the same.
+        items: ids in order, None = no such item. A repeated or unknown entry takes its place all
+            the same.
         target: the held-out item.
         cutoffs: K of each name.
     """
@@ -27,9 +28,11 @@ def accuracy(items, target, cutoffs=CUTOFFS):
 def formatting(items, k, history, seen):
     """Table 5's formatting quality of one list; rates are shares of the list's entries.
 
-    CorrectCount: the list has exactly k entries. RepeatItem: entries that stand earlier in the list. NonExist: entries
-    that are in no catalogue. InHistory: entries that the prompt showed as history. Seen: entries that the user had at
-    any time before, shown or not (stricter than the paper's InHistory).
+    CorrectCount: the list has exactly k entries.
+    RepeatItem: entries that stand earlier in the list.
+    NonExist: entries that are in no catalogue.
+    InHistory: entries that the prompt showed as history.
+    Seen: entries that the user had before, shown or not (stricter than the paper's InHistory).
     """
     n = max(len(items), 1)
     known = [i for i in items if i is not None]

@@ -1,9 +1,10 @@
-"""Who answers which requests: one fixed request set for all systems, answers stored as text, metrics from what is stored."""
+"""One fixed request set for all systems, answers stored as text, metrics from what is stored."""
 
 import hashlib
 import json
 import shutil
 import time
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,8 @@ from recnb.evaluation.metrics import accuracy, bootstrap_interval, formatting
 from recnb.instructions.labels import ranked_items
 from recnb.instructions.synthesis import heldout_requests, request_of
 from recnb.instructions.templates import numbered
-from recnb.lm.generation import recommend_together
 from recnb.lm.parsing import parse
+from recnb.lm.recommender import recommend_together
 from recnb.requests import Response
 
 
@@ -49,10 +50,30 @@ TASKS = {
     "I2~30&I1-": [(about_30, "target"), (Exclude, "other")],
     "I2>=30&I2<=20": [(at_least_30, "target"), (at_most_20, "other")],
 }
-"""Task -> its controls and whose category each names (3.2, 3.5); the last three combinations are ours."""
-TABLE_OF = {"I0": "table2", "I1+": "table3", "I1-": "table3", "I2<=20": "table4", "I2~30": "table4", "I2>=30": "table4",
-            "format": "table5"} | {task: "table7" for task in TASKS if "&" in task}  # fmt: skip
-SYSTEMS = ["popularity", "sasrec", "sasrec_filter", "base", "endpoint", "instructrec", "palr", "tallrec", "v1", "v2", "v3", "full"]
+"""Task -> its controls and whose category each names (3.2, 3.5); the last three pairs are ours."""
+TABLE_OF = {
+    "I0": "table2",
+    "I1+": "table3",
+    "I1-": "table3",
+    "I2<=20": "table4",
+    "I2~30": "table4",
+    "I2>=30": "table4",
+    "format": "table5",
+} | {task: "table7" for task in TASKS if "&" in task}
+SYSTEMS = [
+    "popularity",
+    "sasrec",
+    "sasrec_filter",
+    "base",
+    "endpoint",
+    "instructrec",
+    "palr",
+    "tallrec",
+    "v1",
+    "v2",
+    "v3",
+    "full",
+]
 """Every system of the comparison, in the order of the tables."""
 REASONS = {
     "endpoint": "this profile names no endpoint (endpoint.url)",
@@ -68,44 +89,48 @@ COLUMNS = ["table", "system", "decoding", "task", "metric", "value", "low", "hig
 
 
 def request_sets(histories, catalog, teacher, knobs, data_knobs, seed):
-    """The requests of every task: ``{task: [Request]}``, the same users and categories for every system.
+    """The requests of every task, the same for every system: ``{task: [Request]}``.
 
-    Users whose target has no category are left out of the tasks that need one. k is 10; in "format" it is drawn for
-    each user from ``knobs.format_k``.
+    Users whose target has no category are left out of the tasks that need one. k is 10; in "format"
+    it is drawn for each user from ``knobs.format_k``.
     """
     users = np.arange(len(histories))
     if knobs.users and knobs.users < len(users):
-        users = np.sort(np.random.default_rng([seed, 109]).choice(users, knobs.users, replace=False))
+        rng = np.random.default_rng([seed, 109])
+        users = np.sort(rng.choice(users, knobs.users, replace=False))
     low, high = knobs.format_k
     longer = np.random.default_rng([seed, 110]).integers(low, high + 1, size=len(users))
-    return {
-        task: heldout_requests(parts, users, "test", histories, catalog, teacher, data_knobs, seed,
-                               k=longer if task == "format" else 10)
-        for task, parts in TASKS.items()
-    }  # fmt: skip
+    requests = {}
+    for task, parts in TASKS.items():
+        k = longer if task == "format" else 10
+        requests[task] = heldout_requests(
+            parts, users, "test", histories, catalog, teacher, data_knobs, seed, k=k
+        )
+    return requests
 
 
 class Ranker:
-    """A scoring recommender (teacher, popularity, ...) that answers requests with its best unseen items.
+    """A scoring recommender (teacher, popularity, ...) that answers with its best unseen items.
 
     Args:
         scorer: has ``scores(histories)``.
-        obey: take the best list that meets the control (``Control.select``) instead of the best list; where the unseen
-            items cannot meet it, the best list.
+        obey: take the best list that meets the control (``Control.select``) instead of the best
+            list; where the unseen items cannot meet it, the best list.
     """
 
     def __init__(self, scorer, catalog, obey=False):
         self.scorer, self.catalog, self.obey = scorer, catalog, obey
 
     def recommend(self, requests, progress=lambda done, total: None):
-        """The k best unseen items; without ``obey`` controls are not looked at, as for SASRec in the paper."""
+        """The k best unseen items; without ``obey`` controls are not looked at, as in the paper."""
         scores = self.scorer.scores([r.seen for r in requests])
         answers = []
         for request, row in zip(requests, scores, strict=True):
             ranked = ranked_items(row, request.seen, None)
             items = request.control.select(ranked, request.k, self.catalog) if self.obey else None
             items = items or ranked[: request.k].tolist()
-            answers.append(Response(numbered(items, self.catalog), [self.catalog.titles[i] for i in items], items))
+            titles = [self.catalog.titles[i] for i in items]
+            answers.append(Response(numbered(items, self.catalog), titles, items))
         progress(len(requests), len(requests))
         return answers
 
@@ -114,10 +139,13 @@ def answers_folder(stage):
     """Folder for the answers of exactly these models and knobs; answers of others are deleted.
 
     Args:
-        stage: the evaluation's ``Stage``, after every model was opened through ``stage.input``: the name holds the
-            sha256 of all inputs, so a retrained model never inherits an old model's answers.
+        stage: the evaluation's ``Stage``, after every model was opened through ``stage.input``: the
+            name holds the sha256 of all inputs, so a retrained model never inherits an old model's
+            answers.
     """
-    key = hashlib.sha256(json.dumps([stage.key, stage.inputs], sort_keys=True).encode()).hexdigest()[:12]
+    key = hashlib.sha256(
+        json.dumps([stage.key, stage.inputs], sort_keys=True).encode()
+    ).hexdigest()[:12]
     folder = stage.folder / "answers" / key
     for other in folder.parent.glob("*"):
         if other != folder:
@@ -127,53 +155,73 @@ def answers_folder(stage):
 
 
 def answer_all(systems, requests, folder, name, progress=lambda done, total: None):
-    """Let a system answer every task and store the raw texts, task by task; a stopped run goes on with the next task.
+    """Let a system answer every task and store the raw texts.
+
+    Each task is stored as it ends, so that a stopped run goes on with the next one.
 
     Args:
-        systems: ``{decoding: system}``, anything with ``recommend``; several are one language model that decodes in several
-            ways, which reads each prompt once for all of them.
+        systems: ``{decoding: system}``, anything with ``recommend``; several are one language model
+            that decodes in several ways, which reads each prompt once for all of them.
         requests: from ``request_sets``.
-        folder: receives a Parquet file ``<name>-<decoding>.parquet`` for each, with columns task, user, k, control, text,
-            tokens, seconds (per answer; ways that decode together share them alike).
+        folder: receives a Parquet file ``<name>-<decoding>.parquet`` for each, with columns task,
+            user, k, control, text, tokens, seconds (per answer; ways that decode together share
+            them alike).
     """
     columns = ["task", "user", "k", "control", "text", "tokens", "seconds"]
     paths = {decoding: folder / f"{name}-{decoding}.parquet" for decoding in systems}
-    stored = {d: pd.read_parquet(path) if path.is_file() else pd.DataFrame(columns=columns) for d, path in paths.items()}
-    open_tasks = {task: [d for d in systems if task not in set(stored[d]["task"])] for task in requests}
-    finished, total = 0, sum(len(requests[task]) for task, decodings in open_tasks.items() if decodings)
+    stored, open_tasks, finished = {}, {}, 0
+    for decoding, path in paths.items():
+        stored[decoding] = pd.DataFrame(columns=columns)
+        if path.is_file():
+            stored[decoding] = pd.read_parquet(path)
+    for task in requests:
+        decodings = [d for d in systems if task not in set(stored[d]["task"])]
+        if decodings:
+            open_tasks[task] = decodings
+    total = sum(len(requests[task]) for task in open_tasks)
     for task, decodings in open_tasks.items():
-        if not decodings:
-            continue
-        asked, open_ = requests[task], {decoding: systems[decoding] for decoding in decodings}
+        asked, ways = requests[task], [systems[decoding] for decoding in decodings]
+
+        def step(done, of, base=finished):
+            progress(base + done, total)
+
         started = time.perf_counter()
-        together = recommend_together if len(open_) > 1 else lambda ways, *rest: [ways[0].recommend(*rest)]
-        answered = together(list(open_.values()), asked, lambda done, of, base=finished: progress(base + done, total))
+        if len(ways) > 1:
+            answered = recommend_together(ways, asked, step)
+        else:
+            answered = [ways[0].recommend(asked, step)]
         finished += len(asked)
-        seconds = (time.perf_counter() - started) / max(len(asked) * len(open_), 1)
-        for decoding, answers in zip(open_, answered, strict=True):
-            rows = [(task, r.user, r.k, json.dumps(r.control.to_json()), answer.text, answer.tokens, seconds)
-                    for r, answer in zip(asked, answers, strict=True)]  # fmt: skip
-            new, before = pd.DataFrame(rows, columns=columns), stored[decoding]
-            stored[decoding] = pd.concat([before, new], ignore_index=True) if len(before) else new
+        seconds = (time.perf_counter() - started) / max(len(asked) * len(ways), 1)
+        for decoding, answers in zip(decodings, answered, strict=True):
+            rows = []
+            for r, answer in zip(asked, answers, strict=True):
+                control = json.dumps(r.control.to_json())
+                rows.append((task, r.user, r.k, control, answer.text, answer.tokens, seconds))
+            frame = pd.DataFrame(rows, columns=columns)
+            if len(stored[decoding]):
+                frame = pd.concat([stored[decoding], frame], ignore_index=True)
+            stored[decoding] = frame
             with atomic_path(paths[decoding]) as temporary:
-                stored[decoding].to_parquet(temporary, index=False, compression="zstd", compression_level=12)
+                frame.to_parquet(temporary, index=False, compression="zstd", compression_level=12)
     return stored
 
 
 def stored_requests(stored, histories, data_knobs):
-    """The request sets behind stored answers: what ``request_sets`` made, without the teacher that it needs."""
+    """What ``request_sets`` made, out of stored answers and without the teacher that it needs."""
     requests = {}
     for row in stored.itertuples():
         control = from_json(json.loads(row.control))
-        requests.setdefault(row.task, []).append(request_of(histories, data_knobs, row.user, "test", control, int(row.k)))
+        request = request_of(histories, data_knobs, row.user, "test", control, int(row.k))
+        requests.setdefault(row.task, []).append(request)
     return requests
 
 
 def per_user(stored, requests, catalog):
     """Metrics of every stored answer: DataFrame task, user, metric, value.
 
-    Control metrics come twice: of the answer to the controlled request, and, as "... without control", of the same
-    system's I0 answer for the same user and category (the values in parentheses in the paper's tables).
+    Control metrics come twice: of the answer to the controlled request, and, as "... without
+    control", of the same system's I0 answer for the same user and category (the values in
+    parentheses in the paper's tables).
     """
     texts = {(row.task, row.user): row.text for row in stored.itertuples()}
     plain = {r.user: parse(texts["I0", r.user], catalog).items for r in requests.get("I0", [])}
@@ -194,22 +242,26 @@ def per_user(stored, requests, catalog):
 
 
 def summarise(values, system, decoding, resamples, seed):
-    """Means with 95 % bootstrap intervals over users, in the long form of ``tables/metrics.csv``."""
+    """Means with 95 % bootstrap intervals over users, in the form of ``tables/metrics.csv``."""
     rows = []
     for (task, metric), group in values.groupby(["task", "metric"], sort=False):
         numbers = group["value"].to_numpy()
         low, high = bootstrap_interval(numbers, resamples, seed)
-        rows.append((TABLE_OF[task], system, decoding, task, metric, numbers.mean(), low, high, len(numbers), ""))
+        mean, n = numbers.mean(), len(numbers)
+        rows.append((TABLE_OF[task], system, decoding, task, metric, mean, low, high, n, ""))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def evaluate_stored(folder, histories, catalog, data_knobs, knobs, seed, not_run=None, remarks=None):
+def evaluate_stored(
+    folder, histories, catalog, data_knobs, knobs, seed, not_run=None, remarks=None
+):
     """All metrics from the answers in a folder; nothing but what is stored there goes into them.
 
     Args:
         folder: holds ``<system>-<decoding>.parquet`` files of ``answer_all``.
         knobs: the ``evaluation`` section of a profile.
-        not_run: ``{system: reason}`` of the systems that did not answer; they get rows without a value.
+        not_run: ``{system: reason}`` of the systems that did not answer; they get rows without a
+            value.
         remarks: ``{system: text}`` for the notes of systems that did.
 
     Returns:
@@ -219,13 +271,16 @@ def evaluate_stored(folder, histories, catalog, data_knobs, knobs, seed, not_run
         RecnbError: no answers there, or two systems were asked different things.
     """
     users, parts, first = {}, [], None
-    for system, decoding in [(s, d) for s in SYSTEMS for d in DECODINGS if (folder / f"{s}-{d}.parquet").is_file()]:
-        stored = pd.read_parquet(folder / f"{system}-{decoding}.parquet")
+    for system, decoding in product(SYSTEMS, DECODINGS):
+        path = folder / f"{system}-{decoding}.parquet"
+        if not path.is_file():
+            continue
+        stored = pd.read_parquet(path)
         if first is None:
             first, requests = stored, stored_requests(stored, histories, data_knobs)
         asked = ["task", "user", "k", "control"]
         if not stored[asked].equals(first[asked]):
-            raise RecnbError(f"{folder}/{system}-{decoding}.parquet answers other requests than the files beside it: delete it")
+            raise RecnbError(f"{path} answers other requests than the files beside it: delete it")
         users[system, decoding] = per_user(stored, requests, catalog)
         means = summarise(users[system, decoding], system, decoding, knobs.bootstrap, seed)
         parts.append(means.assign(note=(remarks or {}).get(system, "")))
@@ -234,10 +289,13 @@ def evaluate_stored(folder, histories, catalog, data_knobs, knobs, seed, not_run
     metrics = pd.concat(parts, ignore_index=True)
     kinds = metrics[["table", "task", "metric"]].drop_duplicates()
     for system, reason in (not_run or {}).items():
-        empty = kinds.assign(system=system, decoding="free", n=0, note=f"not run: {reason}").reindex(columns=COLUMNS)
-        metrics = pd.concat([metrics, empty], ignore_index=True)
+        empty = kinds.assign(system=system, decoding="free", n=0, note=f"not run: {reason}")
+        metrics = pd.concat([metrics, empty.reindex(columns=COLUMNS)], ignore_index=True)
     order = {name: place for place, name in enumerate(SYSTEMS)}
-    return metrics.sort_values("system", key=lambda names: names.map(order), kind="stable", ignore_index=True), users
+    metrics = metrics.sort_values(
+        "system", key=lambda names: names.map(order), kind="stable", ignore_index=True
+    )
+    return metrics, users
 
 
 def score_texts(table, requests, catalog, name, knobs, seed):
@@ -253,9 +311,13 @@ def score_texts(table, requests, catalog, name, knobs, seed):
     """
     missing = [column for column in ("task", "user", "text") if column not in table.columns]
     if missing:
-        raise RecnbError(f"no column {missing[0]!r}; the columns must be task, user, text; found {', '.join(table.columns)}")
-    asked = {(task, request.user): request for task, group in requests.items() for request in group}
-    seen = set()
+        raise RecnbError(
+            f"no column {missing[0]!r}; the columns must be task, user, text; found "
+            f"{', '.join(table.columns)}"
+        )
+    asked, seen = {}, set()
+    for task, group in requests.items():
+        asked |= {(task, request.user): request for request in group}
     for row, (task, user) in enumerate(zip(table["task"], table["user"], strict=True), start=2):
         if task not in requests:
             raise RecnbError(f"row {row}: no task {task!r}; tasks: {', '.join(requests)}")
@@ -268,8 +330,11 @@ def score_texts(table, requests, catalog, name, knobs, seed):
     lacking = [key for key in asked if key[0] in tasks and key not in seen]
     if lacking:
         task, user = lacking[0]
-        raise RecnbError(f"{len(lacking)} requests have no text, the first: task {task}, user {user}")
-    return summarise(per_user(table, {task: requests[task] for task in tasks}, catalog), name, "free", knobs.bootstrap, seed)
+        raise RecnbError(
+            f"{len(lacking)} requests have no text, the first: task {task}, user {user}"
+        )
+    values = per_user(table, {task: requests[task] for task in tasks}, catalog)
+    return summarise(values, name, "free", knobs.bootstrap, seed)
 
 
 def paired_difference(a, b, resamples, seed):

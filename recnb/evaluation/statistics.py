@@ -1,4 +1,4 @@
-"""Which differences are real: paired tests over the same users, corrected for their number; and runs over several seeds."""
+"""Which differences are real: paired tests over the same users, corrected; several seeds."""
 
 import numpy as np
 import pandas as pd
@@ -7,11 +7,24 @@ from recnb.evaluation.metrics import bootstrap_interval
 from recnb.evaluation.tables import LAYOUT
 
 FLIPS = 50_000
-COLUMNS = ["table", "a", "b", "task", "metric", "n", "difference", "low", "high", "p", "p corrected", "detectable"]
+COLUMNS = [
+    "table",
+    "a",
+    "b",
+    "task",
+    "metric",
+    "n",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "p corrected",
+    "detectable",
+]
 
 
 def sign_flip_p(differences, flips, seed, chunk=1000):
-    """Two-sided p-values of paired differences: how often random signs move the mean as far from 0 as it is.
+    """Two-sided p-values: how often random signs move a mean difference as far from 0 as it is.
 
     Args:
         differences: float [n, m], one row a user, one column a comparison.
@@ -25,13 +38,14 @@ def sign_flip_p(differences, flips, seed, chunk=1000):
     values = differences.astype(np.float32)
     found, far = np.abs(values.sum(0)) * (1 - 1e-5), np.zeros(values.shape[1], dtype=np.int64)
     for start in range(0, flips, chunk):
-        signs = 2 * rng.integers(0, 2, size=(min(chunk, flips - start), len(values)), dtype=np.int8) - 1
+        size = (min(chunk, flips - start), len(values))
+        signs = 2 * rng.integers(0, 2, size=size, dtype=np.int8) - 1
         far += (np.abs(signs.astype(np.float32) @ values) >= found).sum(0)
     return (1 + far) / (flips + 1)
 
 
 def holm(p):
-    """Holm's correction: p-values that keep the chance of any false find in the whole family at the level asked for."""
+    """Holm's correction: keeps the chance of any false find in the whole family at the level."""
     p = np.asarray(p, dtype=float)
     order = np.argsort(p)
     steps = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
@@ -41,13 +55,13 @@ def holm(p):
 
 
 def detectable(differences):
-    """The smallest mean difference that one test at the 5 % level (uncorrected) would show in four of five repetitions."""
+    """The smallest mean difference that an uncorrected 5 % test shows four times out of five."""
     differences = np.asarray(differences, dtype=float)
     return (1.96 + 0.84) * differences.std(ddof=1) / np.sqrt(len(differences))
 
 
 def pairs(users):
-    """What is compared: full with every other system that decodes alike, and full's ways of decoding with each other."""
+    """Full with every other system that decodes alike, and full's ways of decoding in pairs."""
     keys = list(users)
     full = [key for key in keys if key[0] == "full"]
     found = [(a, b) for a in full for b in keys if b[0] != "full" and b[1] == a[1]]
@@ -62,24 +76,28 @@ def comparisons(users, resamples, seed):
         resamples: for the bootstrap intervals.
 
     Returns:
-        DataFrame with ``COLUMNS``; Holm's correction runs over the rows of each table. Only the users both systems answered
-        count.
+        DataFrame with ``COLUMNS``; Holm's correction runs over the rows of each table. Only the
+        users both systems answered count.
     """
-    wide = {key: frame.pivot(index="user", columns=["task", "metric"], values="value") for key, frame in users.items()}
+    wide = {
+        key: frame.pivot(index="user", columns=["task", "metric"], values="value")
+        for key, frame in users.items()
+    }
     rows, columns_of = [], {}
     for table, kinds in LAYOUT.items():
         for task in dict.fromkeys(task for task, _ in kinds):
             metrics = [metric for t, metric in kinds if t == task]
             for a, b in pairs(users):
-                if not all((task, metric) in wide[key] for key in (a, b) for metric in metrics):
-                    continue
                 columns = [(task, metric) for metric in metrics]
+                if not all(column in wide[a] and column in wide[b] for column in columns):
+                    continue
                 difference = (wide[a][columns] - wide[b][columns]).dropna().to_numpy()
                 for metric, column in zip(metrics, difference.T, strict=True):
                     low, high = bootstrap_interval(column, resamples, seed)
                     columns_of.setdefault(len(column), []).append((len(rows), column))
-                    rows.append((table, "-".join(a), "-".join(b), task, metric, len(column), column.mean(), low, high, None,
-                                 None, detectable(column)))  # fmt: skip
+                    which = (table, "-".join(a), "-".join(b), task, metric, len(column))
+                    found = (column.mean(), low, high, None, None, detectable(column))
+                    rows.append(which + found)
     p = np.empty(len(rows))
     for columns in columns_of.values():  # of as many users each: they share the random signs
         places, values = zip(*columns, strict=True)
@@ -95,7 +113,8 @@ def over_seeds(frames):
         frames: list of ``metrics.csv`` tables, one a run.
 
     Returns:
-        DataFrame system, decoding, task, metric, mean, sd, runs; rows that some run lacks count the runs that have them.
+        DataFrame system, decoding, task, metric, mean, sd, runs; rows that some run lacks count the
+        runs that have them.
     """
     keys = ["table", "system", "decoding", "task", "metric"]
     values = pd.concat(frames).dropna(subset="value").groupby(keys, sort=False)["value"]

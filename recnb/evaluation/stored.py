@@ -1,4 +1,4 @@
-"""Work on a run's stored answers alone: its tables again, its requests for other systems, scores of their answers."""
+"""Work on a run's stored answers alone: its tables again, its requests and scores for others."""
 
 import json
 from pathlib import Path
@@ -13,28 +13,36 @@ from recnb.evaluation.protocol import evaluate_stored, score_texts, stored_reque
 from recnb.evaluation.statistics import comparisons
 from recnb.evaluation.tables import table1, table6, table8, write_frame, write_tables
 from recnb.interactions import Histories
-from recnb.lm.generation import request_prompt
+from recnb.lm.recommender import request_prompt
 
 
 def _open(run_folder):
-    """Profile, catalogue, histories and answers folder of an evaluated run, all checked against its manifests."""
+    """Profile, catalogue, histories and answers folder of a run, checked against its manifests."""
     run_folder = Path(run_folder)
     if not (run_folder / "profile.yaml").is_file():
         raise RecnbError(f"{run_folder}: no such run")
     profile = profiles.load(run_folder / "profile.yaml")
     if not is_done(profile, "06_evaluation", run_folder):
-        raise RecnbError(f"{run_folder}: the evaluation is missing, changed or of other knobs: run notebook 06_evaluation again")
+        raise RecnbError(
+            f"{run_folder}: the evaluation is missing, changed or of other knobs: run notebook "
+            "06_evaluation again"
+        )
     reader = Reader(profile, run_folder)
     catalog = Catalog.from_parquet(reader.input("01_data", "catalog.parquet"))
     histories = Histories.from_parquet(reader.input("01_data", "histories.parquet"))
-    return profile, catalog, histories, next((run_folder / "06_evaluation" / "answers").glob("*/"))
+    answers = next((run_folder / "06_evaluation" / "answers").glob("*/"))
+    return profile, catalog, histories, answers
 
 
 def remarks(profile):
     """What a reader must know of systems that did answer: ``{system: text}``."""
-    return {"palr": f"trained on {profile.sft.palr:,} samples",
-            "instructrec": f"trained on {profile.sft.instructrec:,} samples; backbone: this profile's model, where the paper takes "
-            "Flan-T5-XL"}  # fmt: skip
+    return {
+        "palr": f"trained on {profile.sft.palr:,} samples",
+        "instructrec": (
+            f"trained on {profile.sft.instructrec:,} samples; backbone: this profile's model, "
+            "where the paper takes Flan-T5-XL"
+        ),
+    }
 
 
 def write_results(answers, histories, catalog, profile, not_run, tables):
@@ -49,14 +57,17 @@ def write_results(answers, histories, catalog, profile, not_run, tables):
         ``(metrics, users, tables)``, the last as ``{name: DataFrame}``.
     """
     knobs, seed = profile.evaluation, profile.seed
-    metrics, users = evaluate_stored(answers, histories, catalog, profile.data, knobs, seed, not_run, remarks(profile))
+    metrics, users = evaluate_stored(
+        answers, histories, catalog, profile.data, knobs, seed, not_run, remarks(profile)
+    )
     made = write_tables(metrics, tables)
-    comparisons(users, knobs.bootstrap, seed).to_csv(tables / "differences.csv", index=False, float_format="%.6f")
+    differences = comparisons(users, knobs.bootstrap, seed)
+    differences.to_csv(tables / "differences.csv", index=False, float_format="%.6f")
     return metrics, users, made
 
 
 def write_other_tables(profile, run_folder, tables):
-    """Tables 1, 6 and 8, general ability and TALLRec, from what the stages with these knobs have stored; no others."""
+    """Tables 1, 6, 8, general ability and TALLRec, of the stages stored with these knobs alone."""
     reader, tables = Reader(profile, run_folder), Path(tables)
     manifests = {}
     for stage in profiles.STAGES:
@@ -71,14 +82,15 @@ def write_other_tables(profile, run_folder, tables):
         counts = manifests["03_instructions"]["numbers"]["counts"]
         write_frame(table8(counts).rename_axis("task").reset_index(), tables, "table8")
     if "07_case_studies" in manifests:
-        write_frame(table6(pd.read_csv(reader.input("07_case_studies", "cases.csv"), **text)), tables, "table6")
+        cases = pd.read_csv(reader.input("07_case_studies", "cases.csv"), **text)
+        write_frame(table6(cases), tables, "table6")
     for stage, name in (("08_tallrec", "tallrec"), ("09_general_ability", "general")):
         if stage in manifests:
             write_frame(pd.read_csv(reader.input(stage, "table.csv"), **text), tables, name)
 
 
 def evaluate_run(run_folder, tables):
-    """All tables of a run from its stored answers and numbers, byte for byte those of its notebooks and report."""
+    """All tables of a run from what it stored, byte for byte those of its notebooks and report."""
     profile, catalog, histories, answers = _open(run_folder)
     not_run = json.loads((answers.parent.parent / "not_run.json").read_text(encoding="utf-8"))
     results = write_results(answers, histories, catalog, profile, not_run, Path(tables))
@@ -95,7 +107,9 @@ def _requests(run_folder):
 def write_requests(run_folder, file):
     """Write task, user and prompt of every request as CSV; returns their number."""
     profile, catalog, requests = _requests(run_folder)
-    rows = [(task, r.user, request_prompt(r, catalog, profile.seed)) for task, asked in requests.items() for r in asked]
+    rows = []
+    for task, asked in requests.items():
+        rows += [(task, r.user, request_prompt(r, catalog, profile.seed)) for r in asked]
     with atomic_path(file) as temporary:
         pd.DataFrame(rows, columns=["task", "user", "prompt"]).to_csv(temporary, index=False)
     return len(rows)
@@ -108,7 +122,8 @@ def score_file(file, run_folder, name):
         ``(metrics, path)``: the long form, and where it was written.
 
     Raises:
-        RecnbError: an unreadable file, or what ``score_texts`` says of its rows, with the file's name.
+        RecnbError: an unreadable file, or what ``score_texts`` says of its rows, with the file's
+            name.
     """
     try:
         table = pd.read_csv(file, keep_default_na=False, dtype={"text": str, "task": str})

@@ -1,1 +1,1 @@
-"""Instruction synthesis: the paper's tasks I0 to I4 as text, with label lists made by the teacher."""
+"""Instruction synthesis: the paper's tasks I0 to I4 as text, labelled by the teacher."""

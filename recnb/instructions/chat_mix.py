@@ -1,6 +1,7 @@
 """General conversation (I4), mixed in so that the model does not forget how to talk.
 
-ShareGPT comes from a pinned package and is used at run time only. The synthetic dataset has small talk of its own.
+ShareGPT comes from a pinned package and is used at run time only. The synthetic dataset has small
+talk of its own.
 """
 
 import json
@@ -9,13 +10,13 @@ from recnb import RecnbError, sources
 
 
 def records(text_file, piece=1 << 20):
-    """Decode a JSON array record by record; an array that is cut off at its end gives all whole records.
+    """Decode a JSON array record by record; one that is cut off gives all its whole records.
 
     Args:
         text_file: open text file that starts with ``[``.
         piece: characters read at a time.
     """
-    decoder, buffer, ended = json.JSONDecoder(), "", False
+    decoder, ended = json.JSONDecoder(), False
     buffer = text_file.read(piece).lstrip()
     if not buffer.startswith("["):
         raise RecnbError("a conversation file starts with '[': this one does not")
@@ -50,7 +51,8 @@ def sharegpt(words, limit):
             if len(turns) < 2 or turns[0].get("from") != "human" or turns[1].get("from") != "gpt":
                 continue
             prompt, answer = turns[0]["value"].strip(), turns[1]["value"].strip()
-            moderate = 3 <= len(prompt.split()) and 3 <= len(answer.split()) and _moderate(prompt + " " + answer, words)
+            says_something = min(len(prompt.split()), len(answer.split())) >= 3
+            moderate = says_something and _moderate(prompt + " " + answer, words)
             if moderate and _english(prompt) and _english(answer):
                 pairs.append((prompt, answer))
             if len(pairs) == limit:
@@ -59,7 +61,7 @@ def sharegpt(words, limit):
 
 
 def _moderate(text, words):
-    """At most this many words, and no longer than ordinary words are: code and tables have few blanks."""
+    """At most this many words, none longer than is ordinary: code and tables have few blanks."""
     return len(text.split()) <= words and len(text) <= 8 * words
 
 

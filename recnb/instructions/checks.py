@@ -1,4 +1,4 @@
-"""Is every label list legal? The same check in the notebook, over the whole set, and in the tests."""
+"""Is every label list legal? One check for the notebook, over the whole set, and for the tests."""
 
 import json
 
@@ -12,8 +12,8 @@ from recnb.instructions.templates import numbered
 def check_labels(frame, catalog):
     """Raise on the first illegal label list.
 
-    Legal: exactly k items that exist, all different, none of them seen, obeying the control (a share by its label
-    bounds), and the answer's text names exactly these titles.
+    Legal: exactly k items that exist, all different, none of them seen, obeying the control (a
+    share by its label bounds), and the answer's text names exactly these titles.
 
     Args:
         frame: DataFrame of ``synthesis.SCHEMA``.
@@ -33,9 +33,12 @@ def check_labels(frame, catalog):
             problems.append("an item that does not exist")
         if set(items) & set(row.seen):
             problems.append("a seen item")
-        for members, low, high in [] if problems else control.needs(row.k, catalog):
-            if not low <= (inside := int(members[items].sum())) <= high:
-                problems.append(f"does not obey {control}: {inside} of {row.k} inside, asked {low} to {high}")
+        needs = [] if problems else control.needs(row.k, catalog)
+        for members, low, high in needs:
+            inside = int(members[items].sum())
+            if not low <= inside <= high:
+                found = f"{inside} of {row.k} inside, asked {low} to {high}"
+                problems.append(f"does not obey {control}: {found}")
         if not problems and row.completion != numbered(items, catalog):
             problems.append("text and items differ")
         if problems:
@@ -48,10 +51,13 @@ def examples(frame, chat=True):
     """One sample of each task, the first with few items: DataFrame task, prompt, answer.
 
     Args:
-        chat: False leaves out general conversation: ShareGPT must not be redistributed, and notebooks are.
+        chat: False leaves out general conversation: ShareGPT must not be redistributed, and
+            notebooks are.
     """
-    rows = []
-    for task in ["I0", "I1+", "I1-", "I2<=", "I2>=", "I2~", "I3", *(["I4"] if chat else [])]:
+    tasks, rows = ["I0", "I1+", "I1-", "I2<=", "I2>=", "I2~", "I3"], []
+    if chat:
+        tasks.append("I4")
+    for task in tasks:
         part = frame[(frame["task"] == task) & (frame["k"] <= 4)]
         if len(part):
             rows.append((task, part.iloc[0]["prompt"], part.iloc[0]["completion"]))
@@ -59,22 +65,28 @@ def examples(frame, chat=True):
 
 
 def dataset_card(profile, counts, frame):
-    """Text of ``README.md`` beside the instruction set: what it holds, how it was made, what may be done with it.
+    """Text of ``README.md`` beside the instruction set: what is in it, how made, what is allowed.
 
     Args:
         counts: samples of each task.
         frame: DataFrame of ``synthesis.SCHEMA``.
     """
+    data, knobs = profile.data, profile.instructions
     total = sum(counts.values())
     tasks = "\n".join(f"| {task} | {n} | {n / total:.1%} |" for task, n in counts.items())
-    words = frame["prompt"].str.split().str.len(), frame["completion"].str.split().str.len()
-    chat = "made-up small talk" if profile.data.dataset == "synthetic" else "ShareGPT, for use at run time only: do not pass it on"
+    prompt = frame["prompt"].str.split().str.len().max()
+    answer = frame["completion"].str.split().str.len().max()
+    chat = "ShareGPT, for use at run time only: do not pass it on"
+    if data.dataset == "synthetic":
+        chat = "made-up small talk"
     return (
         f"# Instructions of run {profile.name}\n\n"
-        f"{total} samples made from {profile.data.dataset} with seed {profile.seed} by labels of the SASRec teacher "
-        f"({profile.instructions.fidelity} reading, k from 1 to {profile.instructions.k_max}, the latest "
-        f"{profile.data.history_length} titles in a prompt).\n\n| task | samples | share |\n|---|---|---|\n{tasks}\n\n"
-        f"Longest prompt {words[0].max()} words, longest answer {words[1].max()} words.\n\n"
-        "Columns: task, user, k, control (JSON), history (ids shown), seen (ids that may not be named), target, labels, prompt, "
-        f"completion. I4 is {chat}; the rest has the licence of its data set.\n"
+        f"{total} samples made from {data.dataset} with seed {profile.seed} by labels of the "
+        f"SASRec teacher ({knobs.fidelity} reading, k from 1 to {knobs.k_max}, the latest "
+        f"{data.history_length} titles in a prompt).\n\n"
+        f"| task | samples | share |\n|---|---|---|\n{tasks}\n\n"
+        f"Longest prompt {prompt} words, longest answer {answer} words.\n\n"
+        "Columns: task, user, k, control (JSON), history (ids shown), seen (ids that may not be "
+        f"named), target, labels, prompt, completion. I4 is {chat}; the rest has the licence of "
+        "its data set.\n"
     )

@@ -1,4 +1,4 @@
-"""Label augmentation (2.2.2): a list of exactly k legal items that obeys the control, target first where it fits."""
+"""Label augmentation (2.2.2): k legal items that obey the control, the target first if it fits."""
 
 from fractions import Fraction
 
@@ -24,9 +24,10 @@ def ranked_items(scores, seen, target):
 
 
 def frequent_other_category(items, target, catalog, rng, used=frozenset()):
-    """The paper's category for I1- and "at most": the most frequent one in the teacher's list that the target lacks.
+    """The most frequent category in the teacher's list that the target lacks.
 
-    Ties are drawn by ``rng``; categories in ``used`` are passed over. None if no category is left.
+    The paper's choice for I1- and "at most". Ties are drawn by ``rng``; categories in ``used`` are
+    passed over. None if no category is left.
     """
     counts = {}
     for item in items:
@@ -35,14 +36,16 @@ def frequent_other_category(items, target, catalog, rng, used=frozenset()):
     if not counts:
         return None
     best = max(counts.values())
-    return str(rng.choice(sorted(name for name, n in counts.items() if n == best)))
+    ties = sorted(name for name, n in counts.items() if n == best)
+    return str(rng.choice(ties))
 
 
 def draw_control(kind, ranked, target, catalog, rng):
-    """A control of a task for a sample whose ground truth is ``target``; None if this sample has none.
+    """A control of a task for a sample whose ground truth is ``target``; None if it has none.
 
-    Positive controls name a category of the target, so that the target itself obeys; negative ones name a category
-    that the target lacks, mostly (80 %) the one most frequent in the teacher's list. Shares are multiples of 10 %.
+    Positive controls name a category of the target, so that the target itself obeys; negative ones
+    name a category that the target lacks, mostly (80 %) the one most frequent in the teacher's
+    list. Shares are multiples of 10 %.
     """
     own = sorted(catalog.categories[target])
     others = sorted(set(catalog.names) - set(own))
@@ -61,11 +64,12 @@ def draw_control(kind, ranked, target, catalog, rng):
         return Include(name)
     if kind == "I1-":
         return Exclude(name)
-    return {"I2<=": AtMost, "I2>=": AtLeast, "I2~": About}[kind](name, f"{tenths}/10")
+    share = {"I2<=": AtMost, "I2>=": AtLeast, "I2~": About}[kind]
+    return share(name, f"{tenths}/10")
 
 
 def label_list(control, ranked, k, knobs, catalog):
-    """The best obeying list (``Control.select``), or None; behind its first item a share's stands in ``knobs.share_order``."""
+    """The best obeying list (``Control.select``) or None; a share's in ``knobs.share_order``."""
     labels = control.select(ranked, k, catalog)
     if labels and knobs.share_order == "category" and isinstance(control, Share):
         inside, last = control.inside(catalog), isinstance(control, AtMost)
@@ -81,9 +85,10 @@ def draw_k(knobs, rng):
 def released_sample(task, score, seen, target, knobs, catalog, rng):
     """Control, k and label list as the authors' code draws them; None if this sample has none.
 
-    It differs from section 2.2 in four ways: the category of I1+ and I2 is any category; the ground truth is not put into
-    the list (only moved to its front where the teacher ranked it there); a share's list is shuffled and always of ``k_max``
-    items; "less" and "more than t" lists hold t items or one fewer or more.
+    It differs from section 2.2 in four ways: the category of I1+ and I2 is any category; the ground
+    truth is not put into the list (only moved to its front where the teacher ranked it there); a
+    share's list is shuffled and always of ``k_max`` items; "less" and "more than t" lists hold t
+    items or one fewer or more.
     """
     ranked = ranked_items(score, seen, None)
     k, k_max = draw_k(knobs, rng), knobs.k_max
@@ -105,7 +110,8 @@ def released_sample(task, score, seen, target, knobs, catalog, rng):
         more = int(task == "I2>=")
         stated = int(rng.integers(1 - more, n + 1 - more))
         actual = stated + (1 if more else -1) * int(rng.integers(2))
-        k, control = k_max, (AtLeast if more else AtMost)(name, Fraction(stated, k_max))
+        share = AtLeast if more else AtMost
+        k, control = k_max, share(name, Fraction(stated, k_max))
         labels = first_list(ranked, k, [(catalog.mask(name), actual, actual)])
         if labels:
             labels = rng.permutation(labels).tolist()

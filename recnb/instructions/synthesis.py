@@ -1,4 +1,4 @@
-"""Making the instruction set: counts of Table 8, samples drawn from training histories, streamed to Parquet."""
+"""Making the instruction set: counts of Table 8, samples of training histories, a Parquet file."""
 
 import json
 
@@ -10,7 +10,14 @@ from recnb import RecnbError
 from recnb.artifacts import atomic_path
 from recnb.controls import About, AllOf, Exclude, Include, NoControl, Search
 from recnb.instructions.chat_mix import conversations
-from recnb.instructions.labels import draw_control, draw_k, frequent_other_category, label_list, ranked_items, released_sample
+from recnb.instructions.labels import (
+    draw_control,
+    draw_k,
+    frequent_other_category,
+    label_list,
+    ranked_items,
+    released_sample,
+)
 from recnb.instructions.templates import numbered, render
 from recnb.requests import Request
 
@@ -42,10 +49,18 @@ def table8(knobs, users, items):
     """
     sequential, category = knobs.sequential or users, knobs.category or users
     proportion, search = knobs.proportion or users, knobs.search or items
-    part = proportion // (2 if knobs.fidelity == "released" else 3)  # the released code never teaches "about"
-    about = 0 if knobs.fidelity == "released" else proportion - 2 * part
-    counts = {"I0": sequential, "I1+": category - category // 2, "I1-": category // 2,
-              "I2<=": proportion - part - about, "I2>=": part, "I2~": about, "I3": search}  # fmt: skip
+    released = knobs.fidelity == "released"  # that code never teaches "about"
+    part = proportion // (2 if released else 3)
+    about = 0 if released else proportion - 2 * part
+    counts = {
+        "I0": sequential,
+        "I1+": category - category // 2,
+        "I1-": category // 2,
+        "I2<=": proportion - part - about,
+        "I2>=": part,
+        "I2~": about,
+        "I3": search,
+    }
     total = sum(counts.values())
     return counts | {"I4": round(total * knobs.chat_share / (1 - knobs.chat_share))}
 
@@ -58,8 +73,11 @@ def synthesize(histories, catalog, teacher, knobs, data_knobs, seed, batch=512):
     rng.shuffle(tasks)
     users = np.array(histories.training_users())
     if max(knobs.k_max, 1) > len(catalog):
-        raise RecnbError(f"instructions.k_max ({knobs.k_max}) is larger than the catalogue ({len(catalog)} items)")
-    chat = iter(_endless(conversations(data_knobs.dataset, knobs.chat_words, counts["I4"], rng)))
+        raise RecnbError(
+            f"instructions.k_max ({knobs.k_max}) is larger than the catalogue "
+            f"({len(catalog)} items)"
+        )
+    chat = _endless(conversations(data_knobs.dataset, knobs.chat_words, counts["I4"], rng))
     places = scored_places(histories, users, teacher, rng, data_knobs.latest_share, batch)
     for task in tasks:
         if task == "I4":
@@ -71,11 +89,12 @@ def synthesize(histories, catalog, teacher, knobs, data_knobs, seed, batch=512):
 
 
 def scored_places(histories, users, teacher, rng, latest_share, batch=512):
-    """Endless (user, position of the target within the training part, the teacher's scores there)."""
+    """Endless (user, place of the target in the training part, the teacher's scores there)."""
     while True:
-        drawn = [(int(u), histories.draw_target(u, latest_share, rng)) for u in rng.choice(users, size=batch)]
-        scores = teacher.scores([histories.train(u)[:t] for u, t in drawn])
-        yield from ((user, position, row) for (user, position), row in zip(drawn, scores, strict=True))
+        chosen = rng.choice(users, size=batch).tolist()
+        places = [histories.draw_target(user, latest_share, rng) for user in chosen]
+        before = [histories.train(u)[:place] for u, place in zip(chosen, places, strict=True)]
+        yield from zip(chosen, places, teacher.scores(before), strict=True)
 
 
 def _endless(pairs):
@@ -89,15 +108,19 @@ def _history_sample(task, places, histories, catalog, knobs, data_knobs, rng):
         train = histories.train(user)
         seen, target = train[:position], int(train[position])
         drawn = draw(task, score, seen, target, knobs, catalog, rng)
-        if drawn:
-            control, k, labels = drawn
-            history = seen[-data_knobs.history_length :].tolist()
-            candidates = None
-            if task in ("I0", "I1+", "I1-") and rng.random() < knobs.candidate_share:
-                candidates = _candidates(labels, ranked_items(score, seen, target), knobs.candidates, rng)
-            prompt = render(control, history, k, catalog, rng, candidates)
-            return _row(task, user, k, control, history, seen.tolist(), target, labels, prompt, catalog)
-    raise RecnbError(f"no legal label list for task {task} in {ATTEMPTS} draws: is the catalogue too small for its categories?")
+        if not drawn:
+            continue
+        control, k, labels = drawn
+        history, candidates = seen[-data_knobs.history_length :].tolist(), None
+        if task in ("I0", "I1+", "I1-") and rng.random() < knobs.candidate_share:
+            ranked = ranked_items(score, seen, target)
+            candidates = _candidates(labels, ranked, knobs.candidates, rng)
+        prompt = render(control, history, k, catalog, rng, candidates)
+        return _row(task, user, k, control, history, seen.tolist(), target, labels, prompt, catalog)
+    raise RecnbError(
+        f"no legal label list for task {task} in {ATTEMPTS} draws: "
+        "is the catalogue too small for its categories?"
+    )
 
 
 def _sample(task, score, seen, target, knobs, catalog, rng):
@@ -114,37 +137,59 @@ def _search_sample(catalog, knobs, rng):
         name = str(rng.choice(catalog.names))
         positive = rng.random() < 0.5
         control = Search(name) if positive else Exclude(name)
-        members = catalog.members(name)
-        pool = sorted(members) if positive else [i for i in range(1, len(catalog) + 1) if i not in members]
+        inside = sorted(catalog.members(name))
+        outside = sorted(set(range(1, len(catalog) + 1)) - set(inside))
+        pool, wrong = (inside, outside) if positive else (outside, inside)
         k = 1 if knobs.fidelity == "released" else draw_k(knobs, rng)
         if len(pool) < k:
             continue
         labels = [int(i) for i in rng.choice(pool, size=k, replace=False)]
         candidates = None
         if rng.random() < knobs.candidate_share:
-            wrong = [i for i in range(1, len(catalog) + 1) if (i in members) != positive]
             candidates = _candidates(labels, wrong, knobs.candidates, rng)
         prompt = render(control, [], k, catalog, rng, candidates)
         return _row("I3", -1, k, control, [], [], -1, labels, prompt, catalog)
-    raise RecnbError(f"no category has enough items for a search in {ATTEMPTS} draws: lower instructions.k_max")
+    raise RecnbError(
+        f"no category has enough items for a search in {ATTEMPTS} draws: lower instructions.k_max"
+    )
 
 
 def _candidates(labels, pool, size, rng):
     """The labels and random others of ``pool``, shuffled."""
     others = np.setdiff1d(pool, labels)
-    fill = rng.choice(others, size=min(len(others), max(size - len(labels), 0)), replace=False).tolist()
+    missing = min(len(others), max(size - len(labels), 0))
+    fill = rng.choice(others, size=missing, replace=False).tolist()
     return rng.permutation(labels + fill).astype(int).tolist()
 
 
 def _row(task, user, k, control, history, seen, target, labels, prompt, catalog):
-    return {"task": task, "user": user, "k": k, "control": json.dumps(control.to_json()), "history": history,
-            "seen": seen, "target": target, "labels": labels, "prompt": prompt,
-            "completion": numbered(labels, catalog)}  # fmt: skip
+    return {
+        "task": task,
+        "user": user,
+        "k": k,
+        "control": json.dumps(control.to_json()),
+        "history": history,
+        "seen": seen,
+        "target": target,
+        "labels": labels,
+        "prompt": prompt,
+        "completion": numbered(labels, catalog),
+    }
 
 
 def _chat_sample(prompt, answer):
-    return {"task": "I4", "user": -1, "k": 0, "control": "", "history": [], "seen": [], "target": -1, "labels": [],
-            "prompt": prompt, "completion": answer}  # fmt: skip
+    return {
+        "task": "I4",
+        "user": -1,
+        "k": 0,
+        "control": "",
+        "history": [],
+        "seen": [],
+        "target": -1,
+        "labels": [],
+        "prompt": prompt,
+        "completion": answer,
+    }
 
 
 def write(samples, path, chunk=4096):
@@ -166,9 +211,10 @@ def heldout_requests(parts, users, split, histories, catalog, teacher, data_knob
     """Requests about held-out targets, as 3.2 sets them up.
 
     Args:
-        parts: list of pairs ``(category -> Control, "target" or "other")``, none for plain requests. "target" draws a
-            category of the target, "other" takes the most frequent one in the teacher's list that the target lacks.
-            Several parts (Table 7) name different categories and become one ``AllOf``.
+        parts: list of pairs ``(category -> Control, "target" or "other")``, none for plain
+            requests. "target" draws a category of the target, "other" takes the most frequent one
+            in the teacher's list that the target lacks. Several parts (Table 7) name different
+            categories and become one ``AllOf``.
         users: ids of the users asked for.
         split: "test" or "validation".
         k: a number, or a sequence with one a user.
@@ -193,7 +239,8 @@ def heldout_requests(parts, users, split, histories, catalog, teacher, data_knob
         if None in names:
             continue
         controls = [make(name) for (make, _), name in zip(parts, names, strict=True)]
-        control = AllOf(controls) if len(controls) > 1 else controls[0] if controls else NoControl()
+        controls = controls or [NoControl()]
+        control = AllOf(controls) if len(controls) > 1 else controls[0]
         wanted = int(k if np.isscalar(k) else k[row])
         requests.append(request_of(histories, data_knobs, user, split, control, wanted))
     return requests
@@ -202,25 +249,35 @@ def heldout_requests(parts, users, split, histories, catalog, teacher, data_knob
 def request_of(histories, data_knobs, user, split, control, k):
     """The ``Request`` for a user's held-out target."""
     seen = tuple(int(i) for i in histories.seen(user, split))
-    return Request(int(user), seen[-data_knobs.history_length :], seen, control, k, histories.target(user, split))
+    history, target = seen[-data_knobs.history_length :], histories.target(user, split)
+    return Request(int(user), history, seen, control, k, target)
 
 
 def validation_samples(histories, catalog, teacher, knobs, data_knobs, seed):
-    """The four validation tasks of 3.1.1 (I0, I1+, I1-, about 50 %), k = 10, with teacher-made labels."""
+    """The four validation tasks of 3.1.1 (I0, I1+, I1-, about 50 %), labelled, k = 10."""
     rng = np.random.default_rng([seed, 105])
     size = min(knobs.validation_users, len(histories))
     users = sorted(rng.choice(len(histories), size=size, replace=False).tolist())
-    kinds = {"I0": [], "I1+": [(Include, "target")], "I1-": [(Exclude, "other")], "I2~": [(_about_half, "target")]}
+    kinds = {
+        "I0": [],
+        "I1+": [(Include, "target")],
+        "I1-": [(Exclude, "other")],
+        "I2~": [(_about_half, "target")],
+    }
     for task, parts in kinds.items():
-        requests = heldout_requests(parts, users, "validation", histories, catalog, teacher, data_knobs, seed)
+        requests = heldout_requests(
+            parts, users, "validation", histories, catalog, teacher, data_knobs, seed
+        )
         scores = teacher.scores([r.seen for r in requests])
-        for request, score in zip(requests, scores, strict=True):
-            ranked = ranked_items(score, request.seen, request.target)
-            labels = label_list(request.control, ranked, request.k, knobs, catalog)
+        for r, score in zip(requests, scores, strict=True):
+            ranked = ranked_items(score, r.seen, r.target)
+            labels = label_list(r.control, ranked, r.k, knobs, catalog)
             if labels:
-                prompt = render(request.control, request.history, request.k, catalog, rng)
-                yield _row(task, request.user, request.k, request.control, list(request.history), list(request.seen),
-                           request.target, labels, prompt, catalog)  # fmt: skip
+                history, seen = list(r.history), list(r.seen)
+                prompt = render(r.control, r.history, r.k, catalog, rng)
+                yield _row(
+                    task, r.user, r.k, r.control, history, seen, r.target, labels, prompt, catalog
+                )
 
 
 def _about_half(name):

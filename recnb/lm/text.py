@@ -1,4 +1,4 @@
-"""Between text and tokens: prompts in the model's own chat form, and the exact bytes behind each token."""
+"""Between text and tokens: prompts in a model's own chat form, the exact bytes of each token."""
 
 import re
 from functools import lru_cache
@@ -12,8 +12,9 @@ class Codec:
     Attributes:
         tokenizer: a transformers tokenizer.
         eos: id of the token that ends an answer.
-        pieces: list of bytes, one a token id; special tokens are empty. Joined, they are the decoded text, so the
-            place of every character in a sampled token sequence is known without decoding twice.
+        pieces: list of bytes, one a token id; special tokens are empty. Joined, they are the
+            decoded text, so the place of every character in a sampled token sequence is known
+            without decoding twice.
     """
 
     def __init__(self, tokenizer):
@@ -27,8 +28,9 @@ class Codec:
     def prompt(self, text):
         """Token ids of a user's message, up to where the answer starts."""
         if self.tokenizer.chat_template:
+            messages = [{"role": "user", "content": text}]
             text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+                messages, tokenize=False, add_generation_prompt=True
             )
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self.tokenizer(f"Instruction: {text}\nOutput: ")["input_ids"]
@@ -48,7 +50,7 @@ class Codec:
 
 def _pieces(tokenizer):
     vocabulary = tokenizer.get_vocab()
-    added = {i: t for i, t in tokenizer.added_tokens_decoder.items()}
+    added = dict(tokenizer.added_tokens_decoder)
     byte_level = any(token.startswith("Ġ") for token in vocabulary)
     pieces = [b""] * (max(vocabulary.values()) + 1)
     for token, i in vocabulary.items():
@@ -65,8 +67,10 @@ def _pieces(tokenizer):
 
 @lru_cache
 def _byte_alphabet():
-    """The GPT-2 alphabet: printable characters stand for themselves, other bytes for characters from 256 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """GPT-2's: printable bytes stand for themselves, characters from 256 on for all other bytes."""
+    printable = []
+    for first, last in ("!~", "¡¬", "®ÿ"):
+        printable += range(ord(first), ord(last) + 1)
     alphabet, extra = {chr(b): b for b in printable}, 0
     for byte in range(256):
         if byte not in printable:

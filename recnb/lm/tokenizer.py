@@ -1,9 +1,10 @@
-"""The mini model's tokenizer, made on the spot: byte-level BPE on chat, plus whole phrases and titles as tokens.
+"""The mini model's tokenizer: byte-level BPE on chat, plus whole phrases and titles as tokens.
 
-A model of a few million parameters that trains for minutes cannot afford to read the same sentence word by word forty
-thousand times. The fixed phrases of the templates, the numbers of a list ("\\n2. "), the names of categories and
-(``whole_titles``) every title are single tokens: a request for ten films is about 40 tokens instead of 250. With whole
-titles the model cannot invent a title; with sub-word titles it can.
+A model of a few million parameters that trains for minutes cannot afford to read the same sentence
+word by word forty thousand times. The fixed phrases of the templates, a list's numbers ("\\n2. "),
+the names of categories and (``whole_titles``) every title are single tokens: a request for ten
+films is about 40 tokens instead of 250. With whole titles the model cannot invent a title; with
+sub-word titles it can.
 """
 
 import re
@@ -16,7 +17,8 @@ from recnb.instructions import templates
 
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
 CHAT_TEMPLATE = (
-    "{{ '<bos>' }}{% for m in messages %}{% if m['role'] == 'user' %}Instruction: {{ m['content'] }}\n"
+    "{{ '<bos>' }}{% for m in messages %}"
+    "{% if m['role'] == 'user' %}Instruction: {{ m['content'] }}\n"
     "{% else %}Output: {{ m['content'] }}{{ '<eos>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}Output: {% endif %}"
 )
@@ -26,11 +28,15 @@ LISTED = 20
 
 def phrases():
     """The fixed pieces of all templates and intentions, cut at placeholders and sentence ends."""
-    texts = [*templates.ALL, *LIKE, *DISLIKE]
-    texts += [f"In the recommendation list, the proportion of '{{}}' items should be {c.words} {{}}" for c in _words()]
-    pieces = {piece for text in texts for part in re.split(r"{\w*}", text) for piece in re.findall(r"[^.:]+[.:]?|[.:]", part)}
+    share = "In the recommendation list, the proportion of '{{}}' items should be {} {{}}"
+    texts = [*templates.ALL, *LIKE, *DISLIKE, *(share.format(cls.words) for cls in _words())]
+    pieces = set()
+    for text in texts:
+        for part in re.split(r"{\w*}", text):
+            pieces.update(re.findall(r"[^.:]+[.:]?|[.:]", part))
+    pieces = sorted(piece for piece in pieces if len(piece) > 1)
     percents = [f"{n}0%" for n in range(11)]
-    return sorted(piece for piece in pieces if len(piece) > 1) + ["Instruction: ", "\nOutput: ", "', '"] + percents
+    return [*pieces, "Instruction: ", "\nOutput: ", "', '", *percents]
 
 
 def _words():
@@ -52,24 +58,36 @@ def build_tokenizer(catalog, chat, vocabulary, whole_titles):
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    corpus = [text for pair in chat for text in pair] + templates.ALL * 5 + catalog.titles[1:] + catalog.names * 20
+    corpus = []
+    for prompt, answer in chat:
+        corpus += [prompt, answer]
+    corpus += templates.ALL * 5 + catalog.titles[1:] + catalog.names * 20
     corpus += [f"{n} {n}0% {n}%" for n in range(LISTED + 1)] * 20
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=SPECIAL,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     bpe.train_from_iterator(corpus, trainer)
     numbers = ["1. ", *(f"\n{n}. " for n in range(2, LISTED + 1))]
     bpe.add_tokens([AddedToken(text, normalized=False) for text in [*phrases(), *numbers]])
-    bpe.add_tokens([AddedToken(name, normalized=False, single_word=True) for name in catalog.names])  # not the "War" in "Wars"
+    # A name is a token where it stands as a word: not the "War" in "Wars".
+    bpe.add_tokens([AddedToken(name, normalized=False, single_word=True) for name in catalog.names])
     if whole_titles:
         bpe.add_tokens([AddedToken(title, normalized=False) for title in catalog.titles[1:]])
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", chat_template=CHAT_TEMPLATE,
+        tokenizer_object=bpe,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
 
 
 def title_tokens(tokenizer, catalog):
-    """Token id of every item's title [N+1] if titles are whole tokens, else None; entry 0 is the padding token."""
+    """Token ids of all titles [N+1], the padding token first; None if some title is no token."""
     vocabulary = tokenizer.get_vocab()
     if any(title not in vocabulary for title in catalog.titles[1:]):
         return None

@@ -1,6 +1,7 @@
-"""PPO's arithmetic on plain tensors: where rewards go, KL, whitening, advantages, losses. Nothing here knows trl.
+"""PPO's arithmetic on plain tensors: rewards, KL, whitening, advantages, losses; no trl here.
 
-Shapes: B answers, T token places (padded on the right), ``mask`` float [B, T] is 1 on the answer's tokens.
+Shapes: B answers, T token places (padded on the right); ``mask`` float [B, T] is 1 on the tokens
+of the answer.
 """
 
 import re
@@ -14,12 +15,12 @@ def title_ends(pieces):
     """Token place at which each listed title ends, found in the sampled tokens themselves.
 
     Args:
-        pieces: bytes of each token of one answer, in order. A token may hold part of a character, a title's end and
-            the next line's start, or several lines.
+        pieces: bytes of each token of one answer, in order. A token may hold part of a character, a
+            title's end and the next line's start, or several lines.
 
     Returns:
-        One place a numbered line with a title, in order, unfinished last line included; the same lines that
-        ``recnb.lm.parsing.titles_of`` reads.
+        One place a numbered line with a title, in order, unfinished last line included; the same
+        lines that ``recnb.lm.parsing.titles_of`` reads.
     """
     ends, total = [], 0
     for piece in pieces:
@@ -36,7 +37,7 @@ def title_ends(pieces):
 
 
 def place_rewards(length, places, item_rewards, list_reward, last):
-    """Equation 6 without its KL term: item rewards at title ends, the list reward on the last token.
+    """Equation 6 without its KL term: item rewards at title ends, list reward on the last token.
 
     Args:
         length: T.
@@ -64,28 +65,31 @@ def masked_mean(x, mask, count=None):
     """Mean of x [B, T] over the places where mask is 1.
 
     Args:
-        count: divide by this instead of the number of places: several processes that average their gradients pass the
-            number of places of all of them, divided by the number of processes.
+        count: divide by this instead of the number of places: several processes that average their
+            gradients pass the number of places of all of them, divided by the number of processes.
     """
     return (x * mask).sum() / (mask.sum() if count is None else count)
 
 
 def whiten(x, mask, shift_mean=True, add=lambda total: total):
-    """x divided by its standard deviation over the masked places; with ``shift_mean`` also centred. Padding becomes 0.
+    """x divided by its standard deviation over the masked places; padding becomes 0.
 
     Args:
+        shift_mean: also centre it.
         add: sums a tensor over all processes; as it stands there is one.
     """
     count = add(mask.sum())
     mean = add((x * mask).sum()) / count
-    deviation = (add((((x - mean) ** 2) * mask).sum()) / count).clamp(min=1e-8).sqrt()
+    variance = add((((x - mean) ** 2) * mask).sum()) / count
+    deviation = variance.clamp(min=1e-8).sqrt()
     return ((x - mean if shift_mean else x) / deviation) * mask
 
 
 def gae(rewards, values, mask, gamma, lam):
     """Generalised advantage estimation.
 
-    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1}; after the last token V and A are 0.
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1}; after the last
+    token V and A are 0.
 
     Args:
         rewards, values: [B, T].
@@ -94,12 +98,12 @@ def gae(rewards, values, mask, gamma, lam):
     Returns:
         ``(advantages, returns)``, both [B, T], returns = advantages + values.
     """
-    advantage = torch.zeros_like(rewards[:, 0])
+    advantage = following = torch.zeros_like(rewards[:, 0])
     columns = []
     for t in reversed(range(rewards.shape[1])):
-        following = values[:, t + 1] * mask[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(advantage)
         delta = rewards[:, t] + gamma * following - values[:, t]
         advantage = (delta + gamma * lam * advantage) * mask[:, t]
+        following = values[:, t] * mask[:, t]
         columns.append(advantage)
     advantages = torch.stack(columns[::-1], 1)
     return advantages, (advantages + values) * mask
@@ -113,17 +117,19 @@ def policy_loss(log_probs, old, advantages, mask, clip, count=None):
     """
     ratio = (log_probs - old).exp()
     plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
-    return masked_mean(torch.maximum(plain, clipped), mask, count), masked_mean((clipped > plain).to(mask.dtype), mask)
+    loss = masked_mean(torch.maximum(plain, clipped), mask, count)
+    return loss, masked_mean((clipped > plain).to(mask.dtype), mask)
 
 
 def value_loss(values, old, returns, mask, clip, count=None):
-    """Half the mean of max((V - R)^2, (V_clipped - R)^2); V may move by ``clip`` from its old value."""
+    """Half the mean of max((V - R)^2, (V_clipped - R)^2); V_clipped is within ``clip`` of old."""
     near = old + (values - old).clamp(-clip, clip)
-    return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (near - returns) ** 2), mask, count)
+    worse = torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+    return 0.5 * masked_mean(worse, mask, count)
 
 
 def explained_variance(values, returns, mask):
-    """1 - Var(R - V) / Var(R) over the masked places: 1 = perfect critic, 0 = no better than the mean."""
+    """1 - Var(R - V) / Var(R) over the masked places: 1 = perfect critic, 0 = like the mean."""
 
     def variance(x):
         return masked_mean((x - masked_mean(x, mask)) ** 2, mask)

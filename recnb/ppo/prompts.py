@@ -22,15 +22,18 @@ def rl_requests(count, users, histories, catalog, teacher, data_knobs, k_min, k_
     """
     requests = []
     learnable = histories.training_users(users)
-    for user, position, score in scored_places(histories, learnable, teacher, rng, data_knobs.latest_share):
+    places = scored_places(histories, learnable, teacher, rng, data_knobs.latest_share)
+    for user, position, score in places:
         train = histories.train(user)
         seen, target = train[:position], int(train[position])
         ranked = ranked_items(score, seen, target)
-        control = draw_control(TASKS[len(requests) % len(TASKS)], ranked, target, catalog, rng)
+        task = TASKS[len(requests) % len(TASKS)]
+        control = draw_control(task, ranked, target, catalog, rng)
         if control is None:
             continue
         k = int(rng.integers(k_min, k_max + 1))
-        history = tuple(int(i) for i in seen[-data_knobs.history_length :])
-        requests.append(Request(user, history, tuple(int(i) for i in seen), control, k, target))
+        seen = tuple(int(i) for i in seen)
+        history = seen[-data_knobs.history_length :]
+        requests.append(Request(user, history, seen, control, k, target))
         if len(requests) == count:
             return requests

@@ -1,9 +1,9 @@
-"""Rewards of a list: Equations 1 to 5 and Algorithm 1, in the paper's reading and in that of the released code.
+"""Rewards of a list: Equations 1 to 5 and Algorithm 1, as the paper or the released code has them.
 
-``fidelity="paper"`` computes the equations as printed. ``"released"`` computes what the authors' code does: positions of
-Equation 3 count from 0, the sum of Equation 5 is divided by its value for an ideal list, the list score of I0 looks at the
-target's place alone, the others use 1/(gap+1), and line 17 of Algorithm 1 compares with k*m instead of k.
-Ranks count from 0 in both.
+``fidelity="paper"`` computes the equations as printed. ``"released"`` computes what the authors'
+code does: positions of Equation 3 count from 0, the sum of Equation 5 is divided by its value for
+an ideal list, the list score of I0 looks at the target's place alone, the others use 1/(gap+1), and
+line 17 of Algorithm 1 compares with k*m instead of k. Ranks count from 0 in both.
 """
 
 import math
@@ -29,14 +29,15 @@ class ListScore:
 
 
 def legal_items(request, items):
-    """Which items are legal: in the catalogue, no repeat, not in the history shown, within the first k.
+    """Which items are legal: in the catalogue, no repeat, not in the history shown, in the first k.
 
-    What the user has but the prompt does not show is legal: the model cannot know it (benchmarks/LOG.md says what
-    happens if it is punished all the same).
+    What the user has but the prompt does not show is legal: the model cannot know it
+    (benchmarks/LOG.md says what happens if it is punished all the same).
     """
     before, legal = set(), np.zeros(len(items), dtype=bool)
     for i, item in enumerate(items):
-        legal[i] = item is not None and i < request.k and item not in before and item not in request.history
+        new = item not in before and item not in request.history
+        legal[i] = item is not None and i < request.k and new
         before.add(item)
     return legal
 
@@ -56,10 +57,11 @@ def score_list(request, items, ranks, catalog, fidelity="paper"):
     """
     legal, control, k = legal_items(request, items), request.control, request.k
     preference, effect = np.full(len(items), -1.0), np.full(len(items), -1.0)
-    for i in np.flatnonzero(legal):
-        preference[i] = 1.0 if items[i] == request.target else 1 / math.log2(ranks[i] + 3)  # Equation 1
+    for i in np.flatnonzero(legal):  # Equation 1
+        preference[i] = 1.0 if items[i] == request.target else 1 / math.log2(ranks[i] + 3)
     good = [items[i] for i in np.flatnonzero(legal)]
-    effect[legal] = control.item_scores(good, preference[legal], k, catalog, fidelity)  # Algorithm 1
+    # Algorithm 1
+    effect[legal] = control.item_scores(good, preference[legal], k, catalog, fidelity)
     starred = np.where(legal, preference / _discount(len(items), fidelity), -1.0)  # Equation 3
     total = float(starred.sum())
     if fidelity == "paper":
@@ -88,6 +90,7 @@ def batch_scores(requests, answers, teacher, catalog, fidelity="paper"):
     Returns:
         B ``ListScore``.
     """
-    known = [[i if i is not None else 0 for i in a.items] for a in answers]
+    known = [[i or 0 for i in a.items] for a in answers]
     ranks = teacher.ranks([r.seen for r in requests], known)
-    return [score_list(r, a.items, rank, catalog, fidelity) for r, a, rank in zip(requests, answers, ranks, strict=True)]
+    rows = zip(requests, answers, ranks, strict=True)
+    return [score_list(r, a.items, rank, catalog, fidelity) for r, a, rank in rows]

@@ -1,9 +1,9 @@
-"""PPO on top of trl's GRPOTrainer: its sampler, buffering, checkpoints and logging; our rewards, critic and loss.
+"""PPO on trl's GRPOTrainer: its sampler, buffering, checkpoints, logs; our rewards, critic, loss.
 
-trl 1.16 has no PPO. Four places of GRPOTrainer are overridden: how a batch of answers is made and scored
-(``_generate_and_score_completions``), the loss (``_compute_loss``), the optimizer's two learning rates, and loading a
-checkpoint. Actor and critic are two LoRA adapters on one frozen base, which is the SL model: with adapters off it is the
-reference of Equation 6.
+trl 1.16 has no PPO. Four places of GRPOTrainer are overridden: how a batch of answers is made and
+scored (``_generate_and_score_completions``), the loss (``_compute_loss``), the optimizer's two
+learning rates, and loading a checkpoint. Actor and critic are two LoRA adapters on one frozen base,
+which is the SL model: with adapters off it is the reference of Equation 6.
 """
 
 import json
@@ -19,41 +19,56 @@ from peft.tuners.lora import LoraLayer
 from trl import GRPOConfig, GRPOTrainer
 
 from recnb.artifacts import FINISHED, write_json
-from recnb.lm.generation import decode, drafting, request_prompt
+from recnb.engine.decoding import decode
+from recnb.engine.losses import chosen_and_entropy
+from recnb.engine.packed import ending_at, pack_answers, packed_attention
 from recnb.lm.loading import adapted
-from recnb.lm.losses import chosen_and_entropy
-from recnb.lm.packed import ending_at, pack_answers, packed_attention
 from recnb.lm.parsing import parse
+from recnb.lm.recommender import drafting, request_prompt
 from recnb.ppo import ppo_math
 from recnb.ppo.rewards import batch_scores
-from recnb.sft import AveragedGradients, History, _printer, checkpoint_folder, finished, latest_checkpoint, lora
+from recnb.sft import (
+    AveragedGradients,
+    History,
+    _printer,
+    checkpoint_folder,
+    finished,
+    latest_checkpoint,
+    lora,
+)
 
 
 def with_adapters(model, rank, alpha):
-    """Actor and critic adapters on the SL model, and a value head that is saved and trained with the critic.
+    """Actor and critic adapters on the SL model, and the critic's value head.
 
-    The value head starts at zero, so the first advantages are those of the rewards alone.
+    The head starts at zero, so the first advantages are those of the rewards alone; it is trained
+    and saved with the critic.
     """
     model.v_head = torch.nn.Linear(model.config.hidden_size, 1, bias=True)
     torch.nn.init.zeros_(model.v_head.weight)
     torch.nn.init.zeros_(model.v_head.bias)
     config = lora(rank, alpha)
-    critic = LoraConfig(r=rank, lora_alpha=alpha, target_modules=config.target_modules, task_type="CAUSAL_LM",
-                        modules_to_save=["v_head"])  # fmt: skip
+    critic = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=config.target_modules,
+        task_type="CAUSAL_LM",
+        modules_to_save=["v_head"],
+    )
     peft = get_peft_model(model, config, adapter_name="actor")
     peft.add_adapter("critic", critic)
     return both_trainable(peft)
 
 
 def both_trainable(model):
-    """Switching adapters freezes the other one, silently: after every switch both must be made trainable again."""
+    """Make both adapters trainable: a switch to one of them silently freezes the other."""
     model.set_requires_grad(["actor", "critic"], True)
     return model
 
 
 @contextmanager
 def merged(model, adapter):
-    """Within it an adapter is part of the weights, as fast as none; afterwards the weights are back, bit for bit."""
+    """An adapter as part of the weights, as fast as none; afterwards they are back, bit for bit."""
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     weights = [layer.get_base_layer().weight for layer in layers]
     before = [weight.data for weight in weights]
@@ -84,13 +99,33 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         max_new: most tokens of an answer.
     """
 
-    def __init__(self, model, args, dataset, requests, codec, teacher, catalog, knobs, max_new, seed, callbacks):
-        super().__init__(model=model, args=args, reward_funcs=[score_answers], train_dataset=dataset,
-                         processing_class=codec.tokenizer, callbacks=callbacks)  # fmt: skip
+    def __init__(
+        self,
+        model,
+        args,
+        dataset,
+        requests,
+        codec,
+        teacher,
+        catalog,
+        knobs,
+        max_new,
+        seed,
+        callbacks,
+    ):
+        super().__init__(
+            model=model,
+            args=args,
+            reward_funcs=[score_answers],
+            train_dataset=dataset,
+            processing_class=codec.tokenizer,
+            callbacks=callbacks,
+        )
         self.requests, self.codec, self.teacher, self.catalog = requests, codec, teacher, catalog
         self.knobs, self.max_new = knobs, max_new
         self.draft = drafting(codec, catalog)
-        self.generator = torch.Generator(device=model.device).manual_seed(seed + self.accelerator.process_index)
+        own_seed = seed + self.accelerator.process_index
+        self.generator = torch.Generator(device=model.device).manual_seed(own_seed)
 
     def create_optimizer(self, model=None):
         """AdamW with one learning rate for the actor and one for the critic."""
@@ -98,8 +133,10 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         for name, parameter in both_trainable(self.model).named_parameters():
             if parameter.requires_grad:
                 (critic if ".critic" in name else actor).append(parameter)
-        groups = [{"params": actor, "lr": self.knobs.learning_rate},
-                  {"params": critic, "lr": self.knobs.critic_learning_rate}]  # fmt: skip
+        groups = [
+            {"params": actor, "lr": self.knobs.learning_rate},
+            {"params": critic, "lr": self.knobs.critic_learning_rate},
+        ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         return self.optimizer
 
@@ -108,7 +145,8 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         both_trainable(self.model)
 
     def _generate_and_score_completions(self, inputs):
-        """A batch of answers with everything the loss needs: tokens, masks, old log-probs and values, advantages."""
+        """Answers with all the loss needs: tokens, masks, old log-probs, values, advantages."""
+        knobs = self.knobs
         requests = [self.requests[row["index"]] for row in inputs]
         prompts = [self.codec.prompt(row["prompt"]) for row in inputs]
         model = self.accelerator.unwrap_model(self.model)
@@ -116,37 +154,46 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
             both_trainable(model).set_adapter("actor")
             model.eval()
             drafts = [self.draft(r.k) for r in requests] if self.draft else None
-            plain = model.get_base_model()  # the trainer's autocast sits around the other; prepacked float32 is faster
+            sampling = self.max_new, knobs.temperature, self.generator
+            # The trainer's autocast sits around the outer model; prepacked float32 is faster.
+            plain = model.get_base_model()
             with merged(model, "actor"):
-                answers = decode(plain, self.codec, prompts, self.max_new, self.knobs.temperature, self.generator, drafts=drafts)
+                answers = decode(plain, self.codec, prompts, *sampling, drafts=drafts)
             model.train()
             batch = pad_batch(prompts, answers, self.codec.pad, model.device)
             batch["prompt"] = torch.tensor([row["index"] for row in inputs], device=model.device)
-            with self.compute_loss_context_manager():  # the loss's own precision: the first ratio is exactly 1
+            # The loss's own precision: the first ratio is exactly 1.
+            with self.compute_loss_context_manager():
                 log_probs, entropy = self._log_probs(model, batch, "actor")
                 values = self._values(model, batch)
                 with model.disable_adapter():
                     reference, _ = self._log_probs(model, batch, None)
         both_trainable(model)
         responses = [parse(self.codec.decode(a), self.catalog, len(a)) for a in answers]
-        scores = self.reward_funcs[0](requests, responses, self.teacher, self.catalog, self.knobs.fidelity)
+        score_all = self.reward_funcs[0]
+        scores = score_all(requests, responses, self.teacher, self.catalog, knobs.fidelity)
         mask = batch["completion_mask"].float()
         rewards = torch.zeros_like(mask)
         for row, (answer, score) in enumerate(zip(answers, scores, strict=True)):
             places = ppo_math.title_ends([self.codec.pieces[t] for t in answer])
-            items = score.item if self.knobs.item_reward else np.zeros(len(places))
-            rewards[row] = ppo_math.place_rewards(
-                mask.shape[1], places, items, self.knobs.list_weight * score.list, len(answer) - 1
-            )
+            items = score.item if knobs.item_reward else np.zeros(len(places))
+            whole, last = knobs.list_weight * score.list, len(answer) - 1
+            rewards[row] = ppo_math.place_rewards(mask.shape[1], places, items, whole, last)
         kl = ppo_math.kl_penalty(log_probs, reference) * mask
-        full = ppo_math.whiten(rewards - self.knobs.kl_weight * kl, mask, shift_mean=False, add=self._add)
-        advantages, returns = ppo_math.gae(full, values * mask, mask, self.knobs.gamma, self.knobs.gae_lambda)
+        full = rewards - knobs.kl_weight * kl
+        full = ppo_math.whiten(full, mask, shift_mean=False, add=self._add)
+        known = values * mask
+        advantages, returns = ppo_math.gae(full, known, mask, knobs.gamma, knobs.gae_lambda)
         self._note(requests, responses, scores, rewards, kl, entropy, values, returns, mask)
-        return batch | {"old_log_probs": log_probs, "old_values": values, "returns": returns,
-                        "advantages": ppo_math.whiten(advantages, mask, add=self._add)}  # fmt: skip
+        return batch | {
+            "old_log_probs": log_probs,
+            "old_values": values,
+            "returns": returns,
+            "advantages": ppo_math.whiten(advantages, mask, add=self._add),
+        }
 
     def _log_probs(self, model, batch, adapter):
-        """Log-probabilities [B, T] of the answers' tokens and, one a token, the entropies [R], both at the sampling temperature."""
+        """Log-probs [B, T] and entropies [R] of the answers' tokens at the sampling temperature."""
         if adapter:
             model.set_adapter(adapter)
             both_trainable(model)
@@ -162,8 +209,9 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         model.set_adapter("critic")
         both_trainable(model)
         inner, (packed, before) = model.get_base_model(), _packed(batch)
-        # The wrapper that switches autocast on sits around the whole model; the critic runs on a part of it.
-        autocast = torch.autocast(batch["ids"].device.type, dtype=torch.bfloat16, enabled=self.args.bf16)
+        # The critic runs on a part of the model; the wrapper with autocast sits around the whole.
+        device = batch["ids"].device.type
+        autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=self.args.bf16)
         with autocast, packed_attention(inner), ending_at(inner, before):
             states = inner.model(**packed, use_cache=False).last_hidden_state[0]
         values = inner.v_head(states.float())[:, 0]
@@ -181,30 +229,36 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         log_probs, entropy = self._log_probs(inner, inputs, "actor")
         values = self._values(inner, inputs)
         count = self._add(mask.sum()) / self.accelerator.num_processes
-        old = inputs["old_log_probs"]
-        policy, clipped = ppo_math.policy_loss(log_probs, old, inputs["advantages"], mask, knobs.clip, count)
-        value = ppo_math.value_loss(values, inputs["old_values"], inputs["returns"], mask, knobs.clip, count)
+        old, advantages = inputs["old_log_probs"], inputs["advantages"]
+        policy, clipped = ppo_math.policy_loss(log_probs, old, advantages, mask, knobs.clip, count)
+        old_values, returns = inputs["old_values"], inputs["returns"]
+        value = ppo_math.value_loss(values, old_values, returns, mask, knobs.clip, count)
         spread = entropy.sum() / count
         notes = self._metrics["train"]
-        for name, number in {"policy_loss": policy, "value_loss": value, "clipped": clipped}.items():
-            notes[name].append(number.item())
+        notes["policy_loss"].append(policy.item())
+        notes["value_loss"].append(value.item())
+        notes["clipped"].append(clipped.item())
         return policy + knobs.value_weight * value - knobs.entropy_weight * spread
 
     def _note(self, requests, responses, scores, rewards, kl, entropy, values, returns, mask):
         """Numbers of one batch of answers, for the plots."""
+        pairs = list(zip(requests, responses, strict=True))
+        item = [s.item.mean() if len(s.item) else -1.0 for s in scores]
+        preference = [s.preference.mean() if len(s.item) else -1.0 for s in scores]
+        control = [s.control.mean() if len(s.item) else -1.0 for s in scores]
         legal = [s.legal.mean() if len(s.legal) else 0.0 for s in scores]
         repeats = [1 - len(set(a.items)) / len(a.items) if a.items else 0.0 for a in responses]
-        history = [np.mean([i in r.history for i in a.items] or [0]) for r, a in zip(requests, responses, strict=True)]
+        history = [np.mean([i in r.history for i in a.items] or [0]) for r, a in pairs]
         numbers = {
             "reward": rewards.sum(1).mean().item(),
-            "item_reward": float(np.mean([s.item.mean() if len(s.item) else -1.0 for s in scores])),
+            "item_reward": float(np.mean(item)),
             "list_reward": float(np.mean([s.list for s in scores])),
-            "preference": float(np.mean([s.preference.mean() if len(s.item) else -1.0 for s in scores])),
-            "control": float(np.mean([s.control.mean() if len(s.item) else -1.0 for s in scores])),
+            "preference": float(np.mean(preference)),
+            "control": float(np.mean(control)),
             "legal": float(np.mean(legal)),
             "repeats": float(np.mean(repeats)),
             "in_history": float(np.mean(history)),
-            "correct_count": float(np.mean([len(a.items) == r.k for r, a in zip(requests, responses, strict=True)])),
+            "correct_count": float(np.mean([len(a.items) == r.k for r, a in pairs])),
             "kl": ((kl * mask).sum() / mask.sum()).item(),
             "entropy": entropy.mean().item(),
             "explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
@@ -215,12 +269,14 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
 
 def _packed(batch):
     """``pack_answers`` of a batch."""
-    return pack_answers(batch["ids"], batch["attention"].bool(), batch["completion_mask"].bool(), batch["prompt"])
+    real, answer = batch["attention"].bool(), batch["completion_mask"].bool()
+    return pack_answers(batch["ids"], real, answer, batch["prompt"])
 
 
 def _in_places(numbers, mask):
     """Numbers [R] of the places where ``mask`` is 1, in their places [B, T]; 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=numbers.dtype, device=numbers.device).masked_scatter(mask.bool(), numbers)
+    places = torch.zeros(mask.shape, dtype=numbers.dtype, device=numbers.device)
+    return places.masked_scatter(mask.bool(), numbers)
 
 
 def pad_batch(prompts, answers, pad, device):
@@ -237,7 +293,12 @@ def pad_batch(prompts, answers, pad, device):
         ids[row, p : p + len(answer)] = torch.tensor(answer)
         attention[row, p - len(prompt) : p + len(answer)] = 1
     ids, attention = ids.to(device), attention.to(device)
-    return {"ids": ids, "attention": attention, "completion_ids": ids[:, p:], "completion_mask": attention[:, p:]}
+    return {
+        "ids": ids,
+        "attention": attention,
+        "completion_ids": ids[:, p:],
+        "completion_mask": attention[:, p:],
+    }
 
 
 def ppo_arguments(knobs, seed, folder, autocast):
@@ -245,20 +306,49 @@ def ppo_arguments(knobs, seed, folder, autocast):
     batch = knobs.prompts * knobs.samples // knobs.minibatches
     updates = knobs.steps * knobs.epochs * knobs.minibatches
     return GRPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=batch, num_generations=knobs.samples,
-        steps_per_generation=knobs.minibatches, num_iterations=knobs.epochs, gradient_accumulation_steps=1,
-        max_steps=updates, beta=0.0, temperature=knobs.temperature, learning_rate=knobs.learning_rate,
-        lr_scheduler_type="linear", warmup_steps=max(1, updates // 20), max_grad_norm=1.0, bf16=autocast,
-        gradient_checkpointing=False, use_cpu=not torch.cuda.is_available(), ddp_find_unused_parameters=False,
-        logging_steps=knobs.epochs * knobs.minibatches, save_strategy="steps",
-        save_steps=max(1, knobs.steps // knobs.checkpoints) * knobs.epochs * knobs.minibatches, save_total_limit=2,
-        seed=seed, report_to="none", disable_tqdm=True, remove_unused_columns=False,
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=batch,
+        num_generations=knobs.samples,
+        steps_per_generation=knobs.minibatches,
+        num_iterations=knobs.epochs,
+        gradient_accumulation_steps=1,
+        max_steps=updates,
+        beta=0.0,
+        temperature=knobs.temperature,
+        learning_rate=knobs.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=max(1, updates // 20),
+        max_grad_norm=1.0,
+        bf16=autocast,
+        gradient_checkpointing=False,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        logging_steps=knobs.epochs * knobs.minibatches,
+        save_strategy="steps",
+        save_steps=max(1, knobs.steps // knobs.checkpoints) * knobs.epochs * knobs.minibatches,
+        save_total_limit=2,
+        seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
 
 
-def train_ppo(model, codec, requests, teacher, catalog, knobs, seed, folder, max_new, show=lambda row: None,
-              autocast=True, key="run"):  # fmt: skip
-    """Run the RL stage; an interrupted run continues from its last checkpoint under ``folder/checkpoints/<key>``.
+def train_ppo(
+    model,
+    codec,
+    requests,
+    teacher,
+    catalog,
+    knobs,
+    seed,
+    folder,
+    max_new,
+    show=lambda row: None,
+    autocast=True,
+    key="run",
+):
+    """Run the RL stage; continues from the last checkpoint under ``folder/checkpoints/<key>``.
 
     Args:
         model: the SL model, its adapter merged.
@@ -281,11 +371,14 @@ def train_ppo(model, codec, requests, teacher, catalog, knobs, seed, folder, max
     dataset = Dataset.from_dict({"prompt": prompts, "index": list(range(len(prompts)))})
     arguments = ppo_arguments(knobs, seed, checkpoints, autocast)
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    trainer = RecPPOTrainer(peft, arguments, dataset, requests, codec, teacher, catalog, knobs, max_new, seed,
-                            [History(show)])  # fmt: skip
+    callbacks = [History(show)]
+    trainer = RecPPOTrainer(
+        peft, arguments, dataset, requests, codec, teacher, catalog, knobs, max_new, seed, callbacks
+    )
     trainer.remove_callback(_printer())
     trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without the trainer's autocast
+    # Without the trainer's autocast.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.set_adapter("actor")
     for config in model.peft_config.values():
         config.base_model_name_or_path = "the SL model of this run"  # not a path of this machine
@@ -298,10 +391,11 @@ def train_ppo(model, codec, requests, teacher, catalog, knobs, seed, folder, max
 
 
 def sample_rewards(model, codec, requests, teacher, catalog, knobs, seed, max_new, batch_size=128):
-    """Total reward (items plus weighted list, no KL) of one sampled answer a request, at the training temperature.
+    """Total reward of one sampled answer a request, at the training temperature.
 
     Returns:
-        float array, one value a request: the measure of "did RL help" on held-out users.
+        float array, one value a request (items plus weighted list, no KL): the measure of "did RL
+        help" on held-out users.
     """
     generator = torch.Generator(device=model.device).manual_seed(seed)
     draft, rewards = drafting(codec, catalog), []
@@ -309,7 +403,9 @@ def sample_rewards(model, codec, requests, teacher, catalog, knobs, seed, max_ne
         batch = requests[start : start + batch_size]
         prompts = codec.prompts([request_prompt(r, catalog, seed) for r in batch])
         drafts = [draft(r.k) for r in batch] if draft else None
-        answers = decode(model, codec, prompts, max_new, knobs.temperature, generator, drafts=drafts)
+        answers = decode(
+            model, codec, prompts, max_new, knobs.temperature, generator, drafts=drafts
+        )
         responses = [parse(codec.decode(a), catalog, len(a)) for a in answers]
         for score in batch_scores(batch, responses, teacher, catalog, knobs.fidelity):
             items = score.item.sum() if knobs.item_reward else 0.0

@@ -1,1 +1,1 @@
-"""The conventional recommender that labels instructions and scores rewards: SASRec, and simple baselines beside it."""
+"""The conventional recommender behind labels and rewards: SASRec, beside simple baselines."""

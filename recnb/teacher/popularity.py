@@ -1,4 +1,7 @@
-"""Three baselines without training: popularity, item-kNN, next-item transitions. Each gives scores [B, N+1]."""
+"""Three baselines without training: popularity, item-kNN, next-item transitions.
+
+Each gives scores [B, N+1].
+"""
 
 import numpy as np
 
@@ -33,7 +36,10 @@ class ItemKNN:
 
 
 class Transitions:
-    """How often an item came within ``window`` places after one of the last ``window`` items, nearer ones count more."""
+    """How often an item came within ``window`` places after one of the last ``window`` items.
+
+    Nearer ones count more.
+    """
 
     def __init__(self, histories, items, window=5):
         self.window = window

@@ -5,8 +5,12 @@ import torch
 
 
 def pad_left(histories, length):
-    """Histories as an int64 array [B, L], L = the longest (at most ``length``), latest items kept, 0 on the left."""
-    width = max(1, min(length, max((len(h) for h in histories), default=1)))
+    """Histories as an int64 array [B, L], padded with 0 on the left.
+
+    L is that of the longest history, at most ``length``: then the latest items are kept.
+    """
+    longest = max((len(h) for h in histories), default=1)
+    width = max(1, min(length, longest))
     padded = np.zeros((len(histories), width), dtype=np.int64)
     for row, history in enumerate(histories):
         tail = np.asarray(history[-width:], dtype=np.int64)
@@ -48,16 +52,17 @@ class Teacher:
         return top_k(self.scores(histories), k, allowed)
 
     def ranks(self, histories, items):
-        """0-based rank of items in the teacher's prediction list, from which the history itself is left out.
+        """0-based rank of items in the teacher's prediction list, the history itself left out.
 
         Args:
             histories: B sequences of item ids.
             items: B sequences of item ids.
 
         Returns:
-            B int arrays: how many items outside the history score higher than each item (Rank in Equation 1).
+            B int arrays: how many items outside the history score higher (Rank in Equation 1).
         """
-        return [ranks(s, h, i) for s, h, i in zip(self.scores(histories), histories, items, strict=True)]
+        rows = zip(self.scores(histories), histories, items, strict=True)
+        return [ranks(scores, history, wanted) for scores, history, wanted in rows]
 
 
 def ranks(scores, history, items):

@@ -1,4 +1,4 @@
-"""SASRec (Kang and McAuley 2018): a causal Transformer that predicts the next item from the items before it."""
+"""SASRec (Kang and McAuley 2018): a causal Transformer that predicts the next item of a history."""
 
 import torch
 from torch import nn
@@ -13,10 +13,15 @@ class Block(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.feed = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.feed = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
 
     def forward(self, x, mask, last=0):
-        """x [B, L, D], mask bool [B, 1, L, L] (True = may look) -> [B, L, D], or the last ``last`` positions of it."""
+        """x [B, L, D] -> [B, L, D], or the last ``last`` positions of it.
+
+        The mask is bool [B, 1, L, L], True = may look.
+        """
         b, length, width = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         drop = self.dropout if self.training else 0.0
@@ -48,12 +53,14 @@ class SASRec(nn.Module):
     def hidden(self, sequences, last=0):
         """sequences int [B, L], padded with 0 on the left, L <= max_length -> states [B, L, D].
 
-        With ``last`` only the states of the last positions are worked out [B, last, D]: all a prediction needs.
-        Positions count from the right: the latest item always has the last one, whatever the padding.
+        With ``last`` only the states of the last positions are worked out [B, last, D]: all a
+        prediction needs. Positions count from the right: the latest item always has the last one,
+        whatever the padding.
         """
         length = sequences.shape[1]
         positions = torch.arange(self.max_length - length, self.max_length, device=sequences.device)
-        x = F.dropout(self.item(sequences) + self.position(positions), self.dropout if self.training else 0.0)
+        drop = self.dropout if self.training else 0.0
+        x = F.dropout(self.item(sequences) + self.position(positions), drop)
         real = sequences.ne(0)
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         # A padded position may look at itself: a row of the mask with no True would give NaN.
@@ -66,4 +73,5 @@ class SASRec(nn.Module):
     def logits(self, states):
         """states [..., D] -> scores of all items [..., N+1]; the padding item scores -inf."""
         scores = states @ self.item.weight.T
-        return scores.index_fill(-1, torch.zeros(1, dtype=torch.long, device=scores.device), float("-inf"))
+        padding = torch.zeros(1, dtype=torch.long, device=scores.device)
+        return scores.index_fill(-1, padding, float("-inf"))

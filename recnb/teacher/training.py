@@ -1,4 +1,4 @@
-"""Training SASRec: full softmax over all items at every position at once, early stopping on validation NDCG@10."""
+"""Training SASRec: full softmax at every position, early stopping on validation NDCG@10."""
 
 import copy
 import time
@@ -16,8 +16,8 @@ from recnb.teacher.sasrec import SASRec
 def train_sasrec(histories, items, knobs, seed, log=lambda row: None):
     """Train on the training parts of all histories.
 
-    One step shows each of its users' last ``max_length`` items once; every position learns its next item, so an epoch
-    costs one pass over the interactions.
+    One step shows each of its users' last ``max_length`` items once; every position learns its next
+    item, so an epoch costs one pass over the interactions.
 
     Args:
         histories: ``Histories``.
@@ -41,11 +41,17 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None):
         shuffled = order.permutation(users)
         for start in range(0, len(users), knobs.batch_size):
             batch = shuffled[start : start + knobs.batch_size]
-            losses.append(_step(model, optimizer, [_window(histories.train(u), knobs.max_length, order) for u in batch]))
+            windows = [_window(histories.train(u), knobs.max_length, order) for u in batch]
+            losses.append(_step(model, optimizer, windows))
         quality = leave_one_out(Teacher(model).scores, histories, "validation", items)
         ndcg = float(quality["NDCG@10"].mean())
-        row = {"epoch": epoch, "loss": float(np.mean(losses)), "validation NDCG@10": ndcg,
-               "validation HR@10": float(quality["HR@10"].mean()), "seconds": time.time() - started}  # fmt: skip
+        row = {
+            "epoch": epoch,
+            "loss": float(np.mean(losses)),
+            "validation NDCG@10": ndcg,
+            "validation HR@10": float(quality["HR@10"].mean()),
+            "seconds": time.time() - started,
+        }
         rows.append(row)
         log(row)
         if ndcg > best:
@@ -67,7 +73,8 @@ def _step(model, optimizer, sequences):
     batch = torch.from_numpy(pad_left(sequences, model.max_length + 1))
     inputs, targets = batch[:, :-1], batch[:, 1:]
     real = inputs.ne(0)
-    scores = model.hidden(inputs)[real] @ model.item.weight[1:].T  # without the padding item: it is never a target
+    # Without the padding item: it is never a target.
+    scores = model.hidden(inputs)[real] @ model.item.weight[1:].T
     loss = F.cross_entropy(scores, targets[real] - 1)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -1,1 +1,1 @@
-"""The DAG of notebooks: Snakemake orders them, papermill executes each, a manifest says that one is done."""
+"""The DAG of notebooks: Snakemake orders, papermill executes, a manifest says that one is done."""

@@ -1,7 +1,7 @@
 """Execute one notebook with papermill and believe only its manifest.
 
-papermill calls a notebook with a dead kernel "completed" and only warns of a misspelt parameter, so both are checked
-here: parameters against the notebook before, the manifest after.
+papermill calls a notebook with a dead kernel "completed" and only warns of a misspelt parameter, so
+both are checked here: parameters against the notebook before, the manifest after.
 """
 
 import os
@@ -21,8 +21,10 @@ KEPT_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "MALLOC_TOP_PAD_": str(256 << 20),
 }
-"""Environment for a process that computes: glibc gives large blocks back to the system at once and then pays for touching every
-page of the next one again; with these it keeps them, a fifth off an SL step (benchmarks/LOG.md). Ignored elsewhere."""
+"""Environment for a process that computes: glibc gives large blocks back to the system at once and
+then pays for touching every page of the next one again; with these it keeps them, a fifth off an SL
+step (benchmarks/LOG.md). Ignored elsewhere.
+"""
 
 
 def execute(stage, profile_path, run_folder):
@@ -34,7 +36,8 @@ def execute(stage, profile_path, run_folder):
         run_folder: folder of the run; the executed notebook goes to ``notebooks/<stage>.ipynb``.
 
     Raises:
-        RecnbError: a failed cell (named, with its error), a dead kernel, a parameter that the notebook lacks.
+        RecnbError: a failed cell (named, with its error), a dead kernel, a parameter that the
+            notebook lacks.
     """
     run_folder, profile_path = Path(run_folder).resolve(), Path(profile_path).resolve()
     source = root() / "notebooks" / f"{stage}.ipynb"
@@ -48,24 +51,31 @@ def execute(stage, profile_path, run_folder):
     for name, value in KEPT_MEMORY.items():  # heeded by the kernel, a new process
         os.environ.setdefault(name, value)
     try:
-        papermill.execute_notebook(source, target, parameters, progress_bar=False, cwd=str(root()), kernel_name="python3")
+        papermill.execute_notebook(
+            source, target, parameters, progress_bar=False, cwd=str(root()), kernel_name="python3"
+        )
     except papermill.PapermillExecutionError as error:
         where = f"notebook {stage}, cell {error.cell_index}"
-        raise RecnbError(f"{where}: {error.ename}: {error.evalue}\nexecuted notebook: {target}") from None
+        raise RecnbError(
+            f"{where}: {error.ename}: {error.evalue}\nexecuted notebook: {target}"
+        ) from None
     except Exception as error:  # the kernel died: papermill and nbclient raise several kinds
-        raise RecnbError(f"notebook {stage}: {type(error).__name__}: {error}\nexecuted notebook: {target}") from error
+        raise RecnbError(
+            f"notebook {stage}: {type(error).__name__}: {error}\nexecuted notebook: {target}"
+        ) from error
     _shorten_paths(target, run_folder)
     if not is_done(load(profile_path), stage, run_folder):
         raise RecnbError(
-            f"notebook {stage} ended without a valid manifest: its kernel died or its last cell did not run\n"
-            f"executed notebook: {target}"
+            f"notebook {stage} ended without a valid manifest: its kernel died or its last cell "
+            f"did not run\nexecuted notebook: {target}"
         )
 
 
 def _shorten_paths(notebook_path, run_folder):
     """Executed notebooks are shared: absolute paths of this machine become relative ones."""
     text = notebook_path.read_text(encoding="utf-8")
-    text = text.replace(str(run_folder), run_folder.name).replace(str(root()) + "/", "").replace(str(Path.home()), "~")
+    text = text.replace(str(run_folder), run_folder.name)
+    text = text.replace(str(root()) + "/", "").replace(str(Path.home()), "~")
     nbformat.reads(text, as_version=4)
     notebook_path.write_text(text, encoding="utf-8")
 

@@ -1,8 +1,9 @@
-"""Keys and values of a batch whose rows grow by different numbers of tokens, and forward passes over the new tokens alone.
+"""A cache whose rows grow by different numbers of tokens, and passes over the new tokens alone.
 
-Each row's states lie without a gap, so a row that is fed fifteen forced tokens and a row that is fed one do not pad each
-other: projections, norms and activations work on the real tokens of all rows, end to end; only attention sees the rows side
-by side. Forgetting a wrong guess is setting a length back.
+Each row's states lie without a gap, so a row that is fed fifteen forced tokens and a row that is
+fed one do not pad each other: projections, norms and activations work on the real tokens of all
+rows, end to end; only attention sees the rows side by side. Forgetting a wrong guess is setting a
+length back.
 """
 
 import torch
@@ -10,17 +11,17 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from recnb import RecnbError
-from recnb.lm.packed import ending_at, only_plain, side_places, using_attention
+from recnb.engine.packed import ending_at, only_plain, side_places, using_attention
 
 
 class RaggedCache:
-    """States of B rows.
+    """Keys and values of B rows.
 
     Attributes:
         length: int [B], tokens of each row so far.
         keys, values: for each layer [B, H, room, d].
         part: the slice of the rows that the pass under way is about; R of them.
-        row, position: int [T], of each token of this pass: its row among the R and its place there.
+        row, position: int [T], each token's row among the R of this pass, and its place there.
         end: the longest of these rows with those tokens.
         sides: ``side_by_side`` of all of them.
     """
@@ -28,8 +29,8 @@ class RaggedCache:
     block = 64
 
     def __init__(self, layers, device):
-        self.keys, self.values, self.length = [None] * layers, [None] * layers, None
-        self.device, self.room = device, 0
+        self.keys, self.values = [None] * layers, [None] * layers
+        self.length, self.room, self.device = None, 0, device
 
     def reserve(self, rows, room):
         """Passes to come will feed so many rows of up to this many tokens."""
@@ -45,7 +46,7 @@ class RaggedCache:
         self.length = self.length[rows]
 
     def open(self, counts, part):
-        """Note where the next tokens go: ``counts`` int [R], new tokens of each row of this part."""
+        """Note where the next tokens go: ``counts`` int [R], new ones of each row of the part."""
         self.reserve(len(counts), self.room)
         before = self.length[part]
         self.part, self.end = part, int((before + counts).max())
@@ -61,17 +62,18 @@ class RaggedCache:
             asked: index of the N tokens among the T.
 
         Returns:
-            ``(slot, width, visible)``: int [N], the place of each among R x width tokens side by side; bool [R, 1, width, end],
-            which places each of these may look at.
+            ``(slot, width, visible)``: int [N], where each stands among R x width tokens side by
+                side; bool [R, 1, width, end], which places each of these may look at.
         """
         slot, width = side_places(self.row[asked])
         rows = len(self.length[self.part])
         visible = torch.ones(rows * width, self.end, dtype=torch.bool, device=self.device)
-        visible[slot] = torch.arange(self.end, device=self.device) <= self.position[asked][:, None]
+        places = torch.arange(self.end, device=self.device)
+        visible[slot] = places <= self.position[asked][:, None]
         return slot, width, visible.view(rows, 1, width, self.end)
 
     def write(self, layer, key, value):
-        """Store new states [H, T, d] and return all so far of these rows [R, H, end, d], as views."""
+        """Store new states [H, T, d]; return all so far of these rows [R, H, end, d], as views."""
         found = []
         for states, new in ((self.keys, key), (self.values, value)):
             if states[layer] is None or states[layer].shape[2] < self.end:
@@ -100,33 +102,49 @@ def feed(model, cache, rows, keep, part=slice(None)):
         part: which rows of the cache these are.
 
     Returns:
-        ``(logits, starts)``: [R, V] of all kept places, row after row, and where each row's begin.
+        ``(logits, starts)``: [N, V] of the kept places, row after row, and where each row's begin.
 
     Raises:
         RecnbError: the model does not take part in transformers' attention interface.
     """
     counts = torch.tensor([len(row) for row in rows], device=cache.device)
     cache.open(counts, part)
-    ends = counts.cumsum(0).tolist()
-    kept = [place for end, m in zip(ends, keep, strict=True) for place in range(end - m, end)]
-    starts, total = [], 0
-    for m in keep:
-        starts.append(total)
-        total += m
-    ids = torch.tensor([[token for row in rows for token in row]], device=cache.device)
-    with using_attention(model, "recnb_cached"), ending_at(model, torch.tensor(kept, device=cache.device)):
-        logits = model(input_ids=ids, position_ids=cache.position[None], use_cache=False, cache=cache).logits[0]
+    tokens, kept, starts = [], [], []
+    for row, m in zip(rows, keep, strict=True):
+        tokens += row
+        starts.append(len(kept))
+        kept += range(len(tokens) - m, len(tokens))
+    ids = torch.tensor([tokens], device=cache.device)  # [1, T]
+    kept = torch.tensor(kept, device=cache.device)  # [N]
+    with using_attention(model, "recnb_cached"), ending_at(model, kept):
+        out = model(input_ids=ids, position_ids=cache.position[None], use_cache=False, cache=cache)
     if any(states is None for states in cache.keys):
-        raise RecnbError("this model computes attention in its own way and cannot be decoded here: take a Llama-like one")
+        raise RecnbError(
+            "this model computes attention in its own way and cannot be decoded here: take a "
+            "Llama-like one"
+        )
     cache.length[part] += counts
-    return logits, starts
+    return out.logits[0], starts
 
 
-def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, cache=None, asked=None, sliding_window=None,
-           softcap=None, s_aux=None, **unused):  # fmt: skip
-    """Causal attention over a ``RaggedCache``: query, key, value [1, heads, T, d] -> [1, T, heads, d].
+def attend(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling,
+    dropout=0.0,
+    cache=None,
+    asked=None,
+    sliding_window=None,
+    softcap=None,
+    s_aux=None,
+    **unused,
+):
+    """Causal attention over a ``RaggedCache``: [1, heads, T, d] -> [1, T, heads, d].
 
-    With ``asked`` (int [R]) the queries are those of these new tokens alone, [1, heads, R, d] -> [1, R, heads, d].
+    With ``asked`` (int [N]) the queries are those of these new tokens alone, and so is the result.
 
     Raises:
         RecnbError: the model's attention is more than plain causal attention.
@@ -138,7 +156,8 @@ def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, cach
     new = query[0].transpose(0, 1)  # [T, heads, d]
     full = len(new) == rows * width
     padded = new if full else new.new_zeros(rows * width, *new.shape[1:]).index_copy(0, slot, new)
-    padded = padded.view(rows, width, heads, groups, -1).permute(0, 2, 3, 1, 4)
+    padded = padded.view(rows, width, heads, groups, -1)
+    padded = padded.permute(0, 2, 3, 1, 4)  # [rows, heads, groups, width, d]
     mixed = mix(padded, keys, values, visible, scaling, fused=query.is_cuda)
     out = mixed.permute(0, 3, 1, 2, 4).reshape(rows * width, heads * groups, -1)
     return (out if full else out[slot])[None], None
@@ -158,12 +177,15 @@ def mix(query, keys, values, visible, scaling, fused):
     """
     rows, heads, groups, width, _ = query.shape
     if fused:
-        mixed = F.scaled_dot_product_attention(query.flatten(1, 2), keys, values, attn_mask=visible, scale=scaling,
-                                               enable_gqa=groups > 1)  # fmt: skip
+        query = query.flatten(1, 2)
+        mixed = F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=visible, scale=scaling, enable_gqa=groups > 1
+        )
         return mixed.unflatten(1, (heads, groups))
     scores = (query * scaling).flatten(2, 3) @ keys.transpose(2, 3)
     scores = scores.unflatten(2, (groups, width)).masked_fill_(~visible[:, :, None], float("-inf"))
-    mixed = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype).flatten(2, 3) @ values
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    mixed = weights.flatten(2, 3) @ values
     return mixed.unflatten(2, (groups, width))
 
 

@@ -1,8 +1,11 @@
-"""Losses over the vocabulary, with their gradients written out: automatic ones pass over [places, vocabulary] three times as often.
+"""Losses over the vocabulary, with their gradients written out.
 
-The term against repeats: a title that already stands in the prompt or in the list must not come again. Cross-entropy alone
-teaches this last, because each single earlier title costs it little. Unlikelihood training (Welleck et al. 2020) adds
--log(1 - m) at every place where a title is due, m being the probability of the earlier titles.
+Automatic gradients pass over [places, vocabulary] three times as often.
+
+The term against repeats: a title that already stands in the prompt or in the list must not come
+again. Cross-entropy alone teaches this last, because each single earlier title costs it little.
+Unlikelihood training (Welleck et al. 2020) adds -log(1 - m) at every place where a title is due, m
+being the probability of the earlier titles.
 """
 
 import torch
@@ -14,8 +17,8 @@ ALMOST_ONE = 1 - 1e-4
 def earlier_titles(ids, places, is_title):
     """The titles that would be a repeat.
 
-    A title is one at a place if it occurs before that place and not from it on: a candidate of the prompt that
-    the list names later is still wanted.
+    A title is one at a place if it occurs before that place and not from it on: a candidate of the
+    prompt that the list names later is still wanted.
 
     Args:
         ids: int [S, L], tokens of the samples.
@@ -23,11 +26,13 @@ def earlier_titles(ids, places, is_title):
         is_title: bool [V].
 
     Returns:
-        ``(rows, tokens)``, int [N] each: pairs of a place and a title that must not come there, each pair once.
+        ``(rows, tokens)``, int [N] each: places, each with a title that must not come there; no
+            pair comes twice.
     """
     sample, position = places.unbind(1)
     here = torch.arange(ids.shape[1], device=ids.device)
-    same = (ids[:, :, None] == ids[:, None, :]) & is_title[ids][:, None, :]
+    same = (ids[:, :, None] == ids[:, None, :]) & is_title[ids][:, None, :]  # [S, L, L]
+    # [S, L] each: whether a token is its title's first, and where its title comes last
     first = ~(same & (here[None, :] < here[:, None])).any(2) & is_title[ids]
     last = torch.where(same, here, -1).amax(2)
     rows, columns = (first[sample] & (last[sample] < position[:, None])).nonzero(as_tuple=True)
@@ -35,25 +40,28 @@ def earlier_titles(ids, places, is_title):
 
 
 def _softmax(logits):
-    """Probabilities [R, V] and log-sum-exp [R, 1]; the largest probability is at least 1/V, so its logarithm is exact."""
+    """Probabilities [R, V] and log-sum-exp [R, 1] of logits [R, V]."""
+    # The largest probability is at least 1/V, so its logarithm is exact.
     top = logits.amax(-1, keepdim=True)
     probabilities = torch.softmax(logits, -1)
     return probabilities, top - probabilities.amax(-1, keepdim=True).log()
 
 
 class _NextToken(torch.autograd.Function):
-    """Mean of -log p(target), plus weight times the mean of -log(1 - m) over the places where a title is due.
+    """Mean of -log p(target), plus weight times that of -log(1 - m) where a title is due.
 
-    With p = softmax(z): d/dz_v of the first is p_v - [v = target]; of -log(1 - m), p_v ([v is a repeat] - m) / (1 - m).
+    With p = softmax(z): d/dz_v of the first is p_v - [v = target]; of -log(1 - m), p_v ([v is a
+    repeat] - m) / (1 - m).
     """
 
     @staticmethod
     def forward(ctx, logits, targets, due, rows, tokens, weight):
         p, total = _softmax(logits)
         each = torch.arange(len(targets), device=logits.device)
-        mass = p.new_zeros(len(p)).index_add(0, rows, p[rows, tokens])
+        mass = p.new_zeros(len(p)).index_add(0, rows, p[rows, tokens])  # [R], m at each place
         share = weight * due / due.sum().clamp(min=1)
-        ctx.save_for_backward(p, targets, rows, tokens, share * (mass < ALMOST_ONE) / (1 - mass.clamp(max=ALMOST_ONE)), mass)
+        push = share * (mass < ALMOST_ONE) / (1 - mass.clamp(max=ALMOST_ONE))
+        ctx.save_for_backward(p, targets, rows, tokens, push, mass)
         loss = (total[:, 0] - logits[each, targets]).mean()
         return loss - (share * torch.log1p(-mass.clamp(max=ALMOST_ONE))).sum()
 
@@ -95,7 +103,7 @@ class _ChosenAndEntropy(torch.autograd.Function):
         p, total = _softmax(logits)
         each = torch.arange(len(chosen), device=logits.device)
         entropy = total[:, 0] - torch.einsum("rv,rv->r", p, logits)  # H = log-sum-exp - sum of p z
-        ctx.save_for_backward(p, logits, chosen, (total[:, 0] - entropy))
+        ctx.save_for_backward(p, logits, chosen, total[:, 0] - entropy)
         return logits[each, chosen] - total[:, 0], entropy
 
     @staticmethod
@@ -103,7 +111,8 @@ class _ChosenAndEntropy(torch.autograd.Function):
         p, logits, chosen, middle = ctx.saved_tensors
         each = torch.arange(len(chosen), device=p.device)
         # log p_v + H = z_v - (log-sum-exp - H), so that both slopes are p times a row's line in z
-        slope = torch.addcmul((of_entropy * middle - of_chosen)[:, None], logits, of_entropy[:, None], value=-1).mul_(p)
+        start = of_entropy * middle - of_chosen
+        slope = torch.addcmul(start[:, None], logits, of_entropy[:, None], value=-1).mul_(p)
         slope[each, chosen] += of_chosen
         return slope, None
 

@@ -1,8 +1,9 @@
-"""Training passes without padding: the samples of a batch lie end to end, and only attention sees them side by side.
+"""Training passes without padding: samples lie end to end, attention alone sees them side by side.
 
-Instructions differ in length by a factor of four, so almost half of a padded batch is padding, and every projection, norm
-and activation works on it for nothing. Here they work on the T real tokens alone. Attention needs samples side by side:
-it pads queries, keys and values on the right, where a causal mask hides them, and drops what it added.
+Instructions differ in length by a factor of four, so almost half of a padded batch is padding, and
+every projection, norm and activation works on it for nothing. Here they work on the T real tokens
+alone. Attention needs samples side by side: it pads queries, keys and values on the right, where a
+causal mask hides them, and drops what it added.
 """
 
 from contextlib import contextmanager
@@ -20,9 +21,11 @@ from recnb import RecnbError
 
 def side_by_side(rows, pad, device):
     """Token rows padded on the right: ids int [S, L], and real bool [S, L], False on padding."""
-    length = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows], device=device)
-    return ids, torch.arange(length, device=device) < torch.tensor([len(row) for row in rows], device=device)[:, None]
+    lengths = [len(row) for row in rows]
+    longest = max(lengths)
+    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], device=device)
+    real = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
+    return ids, real
 
 
 def side_places(group):
@@ -36,8 +39,9 @@ def side_places(group):
     """
     order = group.argsort(stable=True)
     sizes = group.bincount()
+    first = sizes.cumsum(0) - sizes  # where each group begins in that order
     offset = torch.empty_like(order)
-    offset[order] = torch.arange(len(group), device=group.device) - (sizes.cumsum(0) - sizes)[group[order]]
+    offset[order] = torch.arange(len(group), device=group.device) - first[group[order]]
     longest = int(sizes.max())
     return group * longest + offset, longest
 
@@ -50,18 +54,24 @@ def pack(ids, real):
         real: bool [S, L], False on padding.
 
     Returns:
-        Dict: input_ids and position_ids [1, T]; place int [T], where each token stands in the S x longest samples that
-        attention sees; shape, those two numbers; hidden, None. Tokens come in the order of ``real.nonzero()``.
+        Dict: input_ids and position_ids [1, T], in the order of ``real.nonzero()``; place int [T],
+            where each token stands in the S x longest samples that attention sees; shape, those
+            two numbers; hidden, None.
     """
     sample, column = real.nonzero(as_tuple=True)
     position = (real.cumsum(1) - 1)[sample, column]
     longest = int(position.max()) + 1
-    return {"input_ids": ids[sample, column][None], "position_ids": position[None],
-            "place": sample * longest + position, "shape": (len(ids), longest), "hidden": None}  # fmt: skip
+    return {
+        "input_ids": ids[sample, column][None],
+        "position_ids": position[None],
+        "place": sample * longest + position,
+        "shape": (len(ids), longest),
+        "hidden": None,
+    }
 
 
 def pack_answers(ids, real, answer, prompt):
-    """Like ``pack``, for answers that share prompts: each prompt comes once, with all its answers behind it.
+    """Like ``pack``, but each prompt comes once, with all answers that share it behind it.
 
     Args:
         ids: int [S, P + T], prompts padded on the left, answers on the right.
@@ -70,39 +80,49 @@ def pack_answers(ids, real, answer, prompt):
         prompt: int [S], a number of each sample's prompt; equal numbers mean equal prompts.
 
     Returns:
-        ``(arguments, before)``: what ``pack`` returns, with hidden bool [prompts, 1, longest, longest], True where a token
-        (third axis) must not look at another; and int [R], for each answer token the place of the token before it.
+        ``(arguments, before)``: what ``pack`` returns, with hidden bool [prompts, 1, longest,
+            longest], True where a token (third axis) must not look at another; and int [R], for
+            each answer token the place of the token before it.
     """
+    # A tree is a prompt with its answers as branches; its first sample stands for the prompt.
     start = real.shape[1] - answer.shape[1]
     each = torch.arange(len(ids), device=ids.device)
-    _, tree = prompt.unique(return_inverse=True)
-    first = torch.full_like(tree, len(ids)).scatter_reduce(0, tree, each, "amin")[tree]  # the sample that stands for its prompt
+    _, tree = prompt.unique(return_inverse=True)  # int [S]
+    first_of_tree = torch.full_like(tree, len(ids)).scatter_reduce(0, tree, each, "amin")
+    first = first_of_tree[tree]  # int [S]
     fed = real.clone()
     fed[:, :start] &= (first == each)[:, None]
     fed[:, start:-1] &= answer[:, 1:]  # nothing is predicted from an answer's last token
     fed[:, -1] = False
     sample, column = fed.nonzero(as_tuple=True)
     order = tree[sample].argsort(stable=True)
-    sample, column = sample[order], column[order]
-    number = torch.arange(len(sample), device=ids.device)
+    sample, column = sample[order], column[order]  # int [T] each
     place, longest = side_places(tree[sample])
+
+    # A token sees what came before it in the prompt, branch 0, and in its own branch.
     trees = int(tree.max()) + 1
     branch = torch.zeros(trees * longest, dtype=torch.long, device=ids.device)
     branch[place] = torch.where(column < start, 0, sample + 1)
     branch = branch.view(trees, longest)
     hidden = (branch[:, None, :] != 0) & (branch[:, None, :] != branch[:, :, None])
     hidden |= torch.ones(longest, longest, dtype=torch.bool, device=ids.device).triu(1)
-    found = torch.zeros_like(ids)
-    found[sample, column] = number
+
+    found = torch.zeros_like(ids)  # [S, P + T], which of the tokens fed each one is
+    found[sample, column] = torch.arange(len(sample), device=ids.device)
     before = torch.cat([found[first, start - 1][:, None], found[:, start:-1]], 1)[answer]
-    arguments = {"input_ids": ids[sample, column][None], "position_ids": (real.cumsum(1) - 1)[sample, column][None],
-                 "place": place, "shape": (trees, longest), "hidden": hidden[:, None]}  # fmt: skip
+    arguments = {
+        "input_ids": ids[sample, column][None],
+        "position_ids": (real.cumsum(1) - 1)[sample, column][None],
+        "place": place,
+        "shape": (trees, longest),
+        "hidden": hidden[:, None],
+    }
     return arguments, before
 
 
 @contextmanager
 def using_attention(model, name):
-    """Within it, the model's attention is the one registered under this name, and expects that one's arguments."""
+    """Within it, the model's attention is the one registered under this name."""
     before = model.config._attn_implementation
     model.config._attn_implementation = name
     try:
@@ -134,16 +154,20 @@ def next_logits(model, ids, real, keep):
 
 @contextmanager
 def ending_at(model, places):
-    """Within it, only these places [R] of a pass leave the last layer, and go on to final norm and LM head.
+    """Within it, only these places [R] of a pass leave the last layer, for final norm and LM head.
 
-    The last layer still needs keys and values of every place; its queries and its feed-forward part, most of the layer, are
-    computed for the R alone. Layers that are not built like Llama's run as they are, and give up the other places at their end.
+    The last layer still needs keys and values of every place; its queries and its feed-forward
+    part, most of the layer, are computed for the R alone. Layers that are not built like Llama's
+    run as they are, and give up the other places at their end.
 
     Raises:
         RecnbError: the model is not a stack of such layers at all.
     """
     if not hasattr(model.get_decoder(), "layers"):
-        raise RecnbError("this model is built in its own way and cannot be trained or decoded here: take a Llama-like one")
+        raise RecnbError(
+            "this model is built in its own way and cannot be trained or decoded here: take a "
+            "Llama-like one"
+        )
     last = model.get_decoder().layers[-1]
 
     def ending(hidden_states, **arguments):
@@ -161,9 +185,9 @@ def ending_at(model, places):
 
 
 def asking(attention, states, places, position_embeddings, **arguments):
-    """A Llama-like attention module in which only some places ask: states [1, T, w], places [R] -> [1, R, w].
+    """Llama-like attention in which some places alone ask: [1, T, w], places [R] -> [1, R, w].
 
-    The attention functions of this package take the argument ``asked``, the places that their queries come from.
+    The attention functions of this package take ``asked``, the places that queries come from.
     """
 
     def heads(x):
@@ -174,10 +198,12 @@ def asking(attention, states, places, position_embeddings, **arguments):
 
     cos, sin = position_embeddings
     query = turned(heads(attention.q_proj(states[:, places])), cos[:, places], sin[:, places])
-    key, value = turned(heads(attention.k_proj(states)), cos, sin), heads(attention.v_proj(states))
+    key = turned(heads(attention.k_proj(states)), cos, sin)
+    value = heads(attention.v_proj(states))
     window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
     attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
-    mixed, _ = attend(attention, query, key, value, scaling=attention.scaling, sliding_window=window, asked=places, **arguments)
+    arguments |= {"scaling": attention.scaling, "sliding_window": window, "asked": places}
+    mixed, _ = attend(attention, query, key, value, **arguments)
     return attention.o_proj(mixed.reshape(1, len(places), -1))
 
 
@@ -185,15 +211,31 @@ def only_plain(softcap, sinks, window, length):
     """Raise if a model's attention is more than plain causal attention over so many tokens."""
     if softcap is not None or sinks is not None or (window is not None and window < length):
         raise RecnbError(
-            "this model's attention (soft cap, sinks or a sliding window) cannot be trained or decoded here: take a Llama-like one"
+            "this model's attention (soft cap, sinks or a sliding window) cannot be trained or "
+            "decoded here: take a Llama-like one"
         )
 
 
-def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, place=None, shape=None, hidden=None, asked=None,
-           sliding_window=None, softcap=None, s_aux=None, **unused):  # fmt: skip
-    """Causal attention in transformers' attention interface: query, key, value [1, heads, T, d] -> [1, T, heads, d].
+def attend(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling,
+    dropout=0.0,
+    place=None,
+    shape=None,
+    hidden=None,
+    asked=None,
+    sliding_window=None,
+    softcap=None,
+    s_aux=None,
+    **unused,
+):
+    """Causal attention for transformers' interface: [1, heads, T, d] -> [1, T, heads, d].
 
-    With ``asked`` (int [R]) the queries are those of these places alone, [1, heads, R, d] -> [1, R, heads, d].
+    With ``asked`` (int [R]) the queries are those of these places alone, and so is the result.
 
     Raises:
         RecnbError: the model's attention is more than plain causal attention.
@@ -211,23 +253,28 @@ def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, plac
             of_asked = torch.arange(longest, device=query.device) > (asked % longest)[:, None]
         else:
             of_asked = hidden.flatten(0, 2)[asked]
-        hidden = of_asked.new_zeros(samples * width, longest).index_copy(0, there, of_asked).view(samples, 1, width, longest)
+        hidden = of_asked.new_zeros(samples * width, longest).index_copy(0, there, of_asked)
+        hidden = hidden.view(samples, 1, width, longest)
 
     def unpacked(x, place, length):
         x = x[0].transpose(0, 1)
         padded = x.new_zeros(samples * length, *x.shape[1:]).index_copy(0, place, x)
         return padded.view(samples, length, *x.shape[1:]).transpose(1, 2)
 
-    query, key, value = unpacked(query, there, width), unpacked(key, place, longest), unpacked(value, place, longest)
+    query = unpacked(query, there, width)  # [samples, heads, width, d]
+    key, value = unpacked(key, place, longest), unpacked(value, place, longest)
     if query.is_cuda:
         visible = None if hidden is None else ~hidden
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, is_causal=hidden is None, scale=scaling)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible, is_causal=hidden is None, scale=scaling
+        )
     else:  # PyTorch's fused attention is slower than this on CPUs without matrix units
         if hidden is None:
             hidden = torch.ones(longest, longest, dtype=torch.bool, device=query.device).triu(1)
         scores = ((query * scaling) @ key.transpose(2, 3)).masked_fill(hidden, float("-inf"))
         mixed = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ value
-    return mixed.transpose(1, 2).reshape(samples * width, *mixed.shape[1:2], -1)[there][None], None
+    out = mixed.transpose(1, 2).reshape(samples * width, mixed.shape[1], -1)
+    return out[there][None], None
 
 
 AttentionInterface.register("recnb_packed", attend)

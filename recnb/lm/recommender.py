@@ -1,0 +1,104 @@
+"""The language model as a recommender: requests become prompts, answers become lists of titles."""
+
+import numpy as np
+
+from recnb import RecnbError
+from recnb.engine.decoding import Draft, decode
+from recnb.instructions.templates import render
+from recnb.lm.constrained import CatalogAutomaton
+from recnb.lm.parsing import parse
+
+
+def drafting(codec, catalog):
+    """``k -> Draft`` for a catalogue; None where the tokenizer has no automaton to guess with."""
+    try:
+        automaton = CatalogAutomaton(codec, catalog)
+    except RecnbError:
+        return None
+    return lambda k: Draft(automaton, k)
+
+
+class LanguageModelRecommender:
+    """A language model that answers requests: ``recommend(requests) -> list[Response]``.
+
+    Args:
+        model, codec: from ``recnb.lm.loading``.
+        catalog: ``Catalog``.
+        automaton: ``CatalogAutomaton`` for constrained decoding, None for free.
+        obey: the automaton also enforces each request's control.
+        batch_size: answers decoded together.
+        tokens_per_title: most tokens reserved for each line of the answer.
+    """
+
+    def __init__(
+        self,
+        model,
+        codec,
+        catalog,
+        automaton=None,
+        batch_size=128,
+        tokens_per_title=None,
+        seed=0,
+        obey=False,
+    ):
+        self.model, self.codec, self.catalog, self.automaton = model, codec, catalog, automaton
+        self.draft = None if automaton else drafting(codec, catalog)
+        self.batch_size, self.seed, self.obey = batch_size, seed, obey
+        lines = [f"\n10. {title}" for title in catalog.titles[1:]]
+        lines = codec.tokenizer(lines, add_special_tokens=False)["input_ids"]
+        self.per_line = tokens_per_title or max(len(ids) for ids in lines)
+
+    def recommend(self, requests, progress=lambda done, total: None):
+        """Answer requests, decoded in batches of similar prompt length, in their own order."""
+        return recommend_together([self], requests, progress)[0]
+
+    def guides(self, requests):
+        """What leads each request's decoding: ``(states, drafts)``, None where nothing does."""
+        if self.automaton:
+            return [self._state(r) for r in requests], [None] * len(requests)
+        return [None] * len(requests), [self.draft and self.draft(r.k) for r in requests]
+
+    def _state(self, request):
+        needs = request.control.needs(request.k, self.catalog) if self.obey else ()
+        return self.automaton.start(request.k, request.seen, needs)
+
+
+def recommend_together(recommenders, requests, progress=lambda done, total: None):
+    """The answers of one model decoding in several ways, each prompt read only once.
+
+    Args:
+        recommenders: ``LanguageModelRecommender``s of the same model and prompts. The first one's
+            batch size counts (answers of all ways decoded together), and its room for a line.
+
+    Returns:
+        A list of ``Response`` for each recommender, in the order of the requests.
+    """
+    first = recommenders[0]
+    prompts = first.codec.prompts([request_prompt(r, first.catalog, first.seed) for r in requests])
+    order = sorted(range(len(requests)), key=lambda i: (requests[i].k, len(prompts[i])))
+    responses = [[None] * len(requests) for _ in recommenders]
+    size = max(1, first.batch_size // len(recommenders))
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        asked, states, drafts = [], [], []
+        for recommender in recommenders:
+            own_states, own_drafts = recommender.guides([requests[i] for i in rows])
+            states += own_states
+            drafts += own_drafts
+            asked += [prompts[i] for i in rows]
+        room = {i: (requests[i].k + 1) * first.per_line + 1 for i in rows}
+        most = max(room.values())
+        answers = iter(decode(first.model, first.codec, asked, most, states=states, drafts=drafts))
+        for answered in responses:
+            for i in rows:
+                # An answer without an end must not depend on its neighbours.
+                tokens = next(answers)[: room[i]]
+                answered[i] = parse(first.codec.decode(tokens), first.catalog, len(tokens))
+        progress(min(start + size, len(order)), len(order))
+    return responses
+
+
+def request_prompt(request, catalog, seed):
+    """The prompt text of a request; seed and user alone decide how its intention is worded."""
+    rng = np.random.default_rng([seed, 107, request.user + 1])
+    return render(request.control, list(request.history), request.k, catalog, rng)

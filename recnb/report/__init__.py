@@ -1,0 +1,151 @@
+"""The report: one self-contained HTML file of a run, made from ``page.html``."""
+
+import base64
+import json
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from recnb import RecnbError
+from recnb import profile as profiles
+from recnb.artifacts import atomic_path, fingerprint, read_manifest
+from recnb.evaluation.stored import write_other_tables
+from recnb.evaluation.tables import TITLES
+
+CAPTIONS = {
+    "01_data/dataset": "The data: popularity, history length, categories.",
+    "02_teacher/training": "The teacher's training.",
+    "02_teacher/compare": (
+        "The teacher beside baselines on the test items (full ranking, seen items masked; "
+        "95 % intervals)."
+    ),
+    "04_sft/base": "Training of the base model.",
+    "04_sft/loss": "The SL stage.",
+    "05_ppo/training": "The RL stage.",
+    "05_ppo/tokens": "Which token of an answer receives which reward.",
+    "06_evaluation/controls": "How well each system obeys (free decoding, 95 % intervals).",
+    "09_general_ability/forgetting": (
+        "What conversation in the instruction set (I4) does: small SL stages with different shares "
+        "of it."
+    ),
+    "08_tallrec/few_shot": (
+        "TALLRec's question (will the user like this title?) after a handful of examples."
+    ),
+    "07_case_studies/dial": "The control dial: the share asked for against the share delivered.",
+}
+
+
+def write_report(run_folder):
+    """Write ``report.html`` of a finished run.
+
+    Raises:
+        RecnbError: a stage or a table is missing.
+    """
+    run_folder = Path(run_folder).resolve()
+    manifests = {stage: read_manifest(run_folder / stage, stage) for stage in profiles.STAGES}
+    settings = (run_folder / "profile.yaml").read_text(encoding="utf-8")
+    profile = profiles.load(run_folder / "profile.yaml")
+    stale = [s for s in profiles.STAGES if manifests[s]["fingerprint"] != fingerprint(profile, s)]
+    environment = jinja2.Environment(
+        autoescape=True, loader=jinja2.PackageLoader("recnb", "report")
+    )
+    write_other_tables(profile, run_folder, run_folder / "tables")
+    for name in ("differences.csv", *(f"{table}.html" for table in TITLES)):
+        if not (run_folder / "tables" / name).is_file():
+            raise RecnbError(
+                f"{run_folder / 'tables' / name} does not exist: recnb evaluate makes the tables "
+                "from the answers"
+            )
+
+    def table(name):
+        found = _table((run_folder / "tables" / f"{name}.html").read_text(encoding="utf-8"))
+        return Markup("<h3>{}</h3><div class='scroll'>{}</div>").format(TITLES[name], found)
+
+    first = manifests["01_data"]
+    numbers = pd.Series({name: f"{value:,.6g}" for name, value in first["numbers"].items()})
+    html = environment.get_template("page.html").render(
+        name=run_folder.name,
+        summary=_summary(manifests, stale),
+        table=table,
+        results=("table2", "table3", "table4", "table5", "table7"),
+        statistics=_frame(numbers.rename("value").to_frame()),
+        model=manifests["04_sft"]["numbers"]["model"],
+        differences=_differences(run_folder / "tables" / "differences.csv"),
+        cases=Markup((run_folder / "07_case_studies" / "cases.html").read_text(encoding="utf-8")),
+        ability_note=manifests["09_general_ability"]["numbers"]["note"],
+        tallrec_note=manifests["08_tallrec"]["numbers"]["note"],
+        stages=_frame(_stage_table(manifests)),
+        settings=settings,
+        versions=json.dumps(
+            first["versions"] | first["hardware"] | {"commit": first["commit"]}, indent=1
+        ),
+        figure=lambda name: _figure(run_folder, name),
+    )
+    with atomic_path(run_folder / "report.html") as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return run_folder / "report.html"
+
+
+def _summary(manifests, stale):
+    lines = list(manifests["06_evaluation"]["numbers"]["findings"])
+    lines.append(manifests["05_ppo"]["numbers"]["finding"])
+    wall = sum(m["wall_seconds"] for m in manifests.values())
+    memory = max(m["peak_memory_mib"] for m in manifests.values())
+    count = len(manifests)
+    lines.append(
+        f"All {count} notebooks took {wall / 60:.1f} minutes; the largest one used "
+        f"{memory / 1024:.1f} GiB of memory."
+    )
+    if stale:
+        lines.append(
+            f"Warning: {', '.join(stale)} were made with other knobs than the settings below."
+        )
+    return lines
+
+
+def _stage_table(manifests):
+    rows = {
+        s: {
+            "minutes": f"{m['wall_seconds'] / 60:.1f}",
+            "peak memory, MiB": m["peak_memory_mib"],
+            "commit": m["commit"],
+        }
+        for s, m in manifests.items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def _frame(frame):
+    return Markup(f'<div class="scroll">{frame.to_html(border=0)}</div>')
+
+
+def _table(html):
+    head, *rows = html.split("<tr>")
+    marked = [('<tr class="paper">' if "(paper)" in row else "<tr>") + row for row in rows]
+    return Markup(head + "".join(marked))
+
+
+def _differences(path):
+    """The comparisons of full and v2, and of full's ways of decoding."""
+    frame = pd.read_csv(path)
+    own = frame["b"].str.startswith("full-") | (frame["b"] == "v2-free")
+    shown = frame[own].drop(columns="table").rename(columns={"p corrected": "p, corrected"})
+    numbers = {
+        c: "{:.4f}".format for c in ("difference", "low", "high", "p", "p, corrected", "detectable")
+    }
+    return Markup(shown.to_html(index=False, border=0, formatters=numbers))
+
+
+def _figure(run_folder, name):
+    stage, stem = name.split("/")
+    path = run_folder / stage / "figures" / f"{stem}.png"
+    if not path.is_file():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    caption = CAPTIONS[name]
+    return Markup(
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
