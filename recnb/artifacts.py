@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from recnb import RecnbError
-from recnb.profile import STAGES, load, root, save
+from recnb.profile import STAGES, Profile, load, root, save
 
 PACKAGES = "torch transformers trl peft datasets papermill snakemake numpy pandas".split()
 
@@ -78,9 +78,35 @@ def runs_folder():
 
 def fingerprint(profile, stage):
     """Hash of every knob that a stage depends on: its own and those of the stages before it."""
-    upto = STAGES[: STAGES.index(stage) + 1]
-    knobs = json.dumps([profile.stage_knobs(name) for name in upto], sort_keys=True)
-    return hashlib.sha256(knobs.encode()).hexdigest()
+    return _digest([profile.stage_knobs(name) for name in _upto(stage)])
+
+
+def _upto(stage):
+    return STAGES[: STAGES.index(stage) + 1]
+
+
+def _digest(knobs):
+    return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()
+
+
+def same_knobs(profile, stage, run_folder):
+    """True if a finished stage was made with this profile's knobs, earlier stages' included.
+
+    A knob that came into the kit after the stage was made counts as its default, which must keep
+    what was before: old runs stay readable. That the stage was made with the knobs that the
+    manifests beside it name is shown by its fingerprint.
+    """
+    manifests = [read_manifest(Path(run_folder) / name, name) for name in _upto(stage)]
+    if manifests[-1]["fingerprint"] != _digest([manifest["knobs"] for manifest in manifests]):
+        return False
+    defaults = Profile(name="defaults")
+    for name, manifest in zip(_upto(stage), manifests, strict=True):
+        knobs = defaults.stage_knobs(name)
+        for section, made in manifest["knobs"].items():
+            knobs[section] = knobs.get(section, {}) | made if isinstance(made, dict) else made
+        if knobs != profile.stage_knobs(name):
+            return False
+    return True
 
 
 FINISHED = ".finished.json"
@@ -101,7 +127,7 @@ class Reader:
         """Path of a file that an earlier stage made, checked against that stage's manifest."""
         folder = self.run_folder / stage
         manifest = read_manifest(folder, stage)
-        if manifest["fingerprint"] != fingerprint(self.profile, stage):
+        if not same_knobs(self.profile, stage, self.run_folder):
             raise RecnbError(
                 f"{folder} was made with other knobs: run notebook {stage} again with this profile"
             )
@@ -144,7 +170,26 @@ class Stage(Reader):
         (self.folder / "manifest.json").unlink(missing_ok=True)
         self.key = fingerprint(profile, name)[:12]
         self.started, self.earlier = time.time(), self._earlier_seconds()
+        self.warnings = []
         self.tick()
+
+    def warn(self, sentence):
+        """Print a warning that goes into the manifest, too, and from there into the report."""
+        print(f"warning: {sentence}")
+        self.warnings.append(sentence)
+
+    def expect(self, condition, sentence):
+        """What a lesson expects of its results; ``sentence`` says what it means that it fails.
+
+        The synthetic world is made so that it holds: there a failure is an error. Real data may
+        differ, and only get a warning.
+
+        Raises:
+            AssertionError: it does not hold on synthetic data.
+        """
+        if not condition:
+            assert self.profile.data.dataset != "synthetic", sentence
+            self.warn(sentence)
 
     def _earlier_seconds(self):
         """Seconds spent by starts of this stage, with these knobs, that were stopped early."""
@@ -177,6 +222,7 @@ class Stage(Reader):
             "fingerprint": fingerprint(self.profile, self.name),
             "knobs": self.profile.stage_knobs(self.name),
             "numbers": numbers or {},
+            "warnings": self.warnings,
             "wall_seconds": round(self.seconds(), 1),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "commit": git_commit(),
@@ -226,12 +272,11 @@ def is_done(profile, stage, run_folder):
     """True if the stage was made with these knobs and every output is on disk, unchanged."""
     folder = Path(run_folder) / stage
     try:
-        manifest = read_manifest(folder, stage)
+        outputs = read_manifest(folder, stage)["outputs"].items()
+        if not same_knobs(profile, stage, run_folder):
+            return False
     except RecnbError:
         return False
-    if manifest.get("fingerprint") != fingerprint(profile, stage):
-        return False
-    outputs = manifest["outputs"].items()
     return all((folder / n).is_file() and sha256(folder / n) == h for n, h in outputs)
 
 

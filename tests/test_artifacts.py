@@ -1,6 +1,11 @@
+import hashlib
+import json
 import time
 
-from recnb.artifacts import Stage
+import pytest
+
+from recnb.artifacts import Stage, is_done
+from recnb.profile import STAGES
 
 
 def test_wall_time_counts_starts_that_were_stopped(smoke, tmp_path):
@@ -20,3 +25,32 @@ def test_wall_time_of_other_knobs_does_not_count(smoke, tmp_path):
     first.tick()
     other = smoke.model_copy(update={"teacher": smoke.teacher.model_copy(update={"dropout": 0.1})})
     assert Stage("02_teacher", other, tmp_path).seconds() < 50
+
+
+def test_a_knob_that_came_later_counts_as_its_default(smoke, tmp_path):
+    for name in STAGES[:2]:
+        Stage(name, smoke, tmp_path).finish()
+    older = []
+    for name in STAGES[:2]:  # as a kit wrote them that did not know data.item_noun yet
+        path = tmp_path / name / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["knobs"].get("data", {}).pop("item_noun", None)
+        older.append(manifest["knobs"])
+        known = hashlib.sha256(json.dumps(older, sort_keys=True).encode()).hexdigest()
+        path.write_text(json.dumps(manifest | {"fingerprint": known}))
+    games = smoke.model_copy(update={"data": smoke.data.model_copy(update={"item_noun": "game"})})
+    assert is_done(smoke, "02_teacher", tmp_path) and not is_done(games, "02_teacher", tmp_path)
+    Stage("01_data", games, tmp_path).finish()
+    assert is_done(games, "01_data", tmp_path)
+    assert not is_done(games, "02_teacher", tmp_path), "the fingerprint names the knobs it had"
+
+
+def test_expectations_stop_synthetic_data_and_warn_on_others(smoke, tmp_path, capsys):
+    with pytest.raises(AssertionError, match="labels are weak"):
+        Stage("02_teacher", smoke, tmp_path).expect(False, "labels are weak")
+    real = smoke.model_copy(update={"data": smoke.data.model_copy(update={"dataset": "tabular"})})
+    stage = Stage("02_teacher", real, tmp_path)
+    stage.expect(True, "not said")
+    stage.expect(False, "labels are weak")
+    assert stage.finish()["warnings"] == ["labels are weak"]
+    assert capsys.readouterr().out == "warning: labels are weak\n"

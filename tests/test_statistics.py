@@ -32,6 +32,17 @@ def test_sign_flips_against_scipy(rng):
     assert statistics.sign_flip_p(differences, 40_000, 0) == pytest.approx(expected, abs=0.01)
 
 
+def test_sign_flips_do_not_depend_on_the_order_of_addition(rng):
+    """Thirds and logarithms, whose float sums depend on the order; a mean near 0 has many ties."""
+    values = rng.choice([1 / 3, -1 / 3, 1 / np.log2(3), -1 / np.log2(3), 0.0], size=(500, 40))
+    values[-1] -= statistics.on_grid(values).sum(0)
+    p = statistics.sign_flip_p(values, 3000, 0)
+    assert (p == 1).all(), "a sum of exactly 0 is reached by every flip"
+    signs = 2 * rng.integers(0, 2, (1000, 500)) - 1
+    whole = signs @ np.rint(values * 2**30).astype(np.int64)
+    assert (whole / 2**30 == signs.astype(float) @ statistics.on_grid(values)).all()
+
+
 def test_sign_flips_find_nothing_in_noise_and_much_in_a_shift():
     rng = np.random.default_rng(3)
     noise = statistics.sign_flip_p(rng.normal(size=(200, 300)), 2000, 1)

@@ -7,6 +7,14 @@ import numpy as np
 CUTOFFS = {"5": 5, "10": 10}
 
 
+def on_grid(values):
+    """The values rounded to multiples of 2^-30, float64: sums of up to four million are exact.
+
+    Exact sums are the same on every processor, in whatever order it adds.
+    """
+    return np.rint(np.asarray(values, dtype=float) * 2.0**30) / 2.0**30
+
+
 def accuracy(items, target, cutoffs=CUTOFFS):
     """HR@K and NDCG@K of one list with one target.
 
@@ -55,7 +63,7 @@ def bootstrap_interval(values, resamples, seed, level=0.95):
     Returns:
         ``(low, high)``.
     """
-    values = np.asarray(values, dtype=float)
+    values = on_grid(values)
     rng = np.random.default_rng([seed, 108])
     means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(1)
     tail = 100 * (1 - level) / 2

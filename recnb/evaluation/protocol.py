@@ -12,7 +12,7 @@ import pandas as pd
 from recnb import RecnbError
 from recnb.artifacts import atomic_path
 from recnb.controls import About, AtLeast, AtMost, Exclude, Include, from_json
-from recnb.evaluation.metrics import accuracy, bootstrap_interval, formatting
+from recnb.evaluation.metrics import accuracy, bootstrap_interval, formatting, on_grid
 from recnb.instructions.labels import ranked_items
 from recnb.instructions.synthesis import heldout_requests, request_of
 from recnb.instructions.templates import numbered
@@ -247,7 +247,7 @@ def summarise(values, system, decoding, resamples, seed):
     for (task, metric), group in values.groupby(["task", "metric"], sort=False):
         numbers = group["value"].to_numpy()
         low, high = bootstrap_interval(numbers, resamples, seed)
-        mean, n = numbers.mean(), len(numbers)
+        mean, n = on_grid(numbers).mean(), len(numbers)
         rows.append((TABLE_OF[task], system, decoding, task, metric, mean, low, high, n, ""))
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -345,4 +345,4 @@ def paired_difference(a, b, resamples, seed):
     """
     joined = a.merge(b, on="user", suffixes=("_a", "_b"))
     difference = (joined["value_a"] - joined["value_b"]).to_numpy()
-    return float(difference.mean()), *bootstrap_interval(difference, resamples, seed)
+    return float(on_grid(difference).mean()), *bootstrap_interval(difference, resamples, seed)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from recnb.evaluation.metrics import bootstrap_interval
+from recnb.evaluation.metrics import bootstrap_interval, on_grid
 from recnb.evaluation.tables import LAYOUT
 
 FLIPS = 50_000
@@ -35,12 +35,12 @@ def sign_flip_p(differences, flips, seed, chunk=1000):
         float [m]; never below 1 / (flips + 1).
     """
     rng = np.random.default_rng([seed, 113])
-    values = differences.astype(np.float32)
-    found, far = np.abs(values.sum(0)) * (1 - 1e-5), np.zeros(values.shape[1], dtype=np.int64)
+    values = on_grid(differences)
+    found, far = np.abs(values.sum(0)), np.zeros(values.shape[1], dtype=np.int64)
     for start in range(0, flips, chunk):
         size = (min(chunk, flips - start), len(values))
         signs = 2 * rng.integers(0, 2, size=size, dtype=np.int8) - 1
-        far += (np.abs(signs.astype(np.float32) @ values) >= found).sum(0)
+        far += (np.abs(signs.astype(float) @ values) >= found).sum(0)
     return (1 + far) / (flips + 1)
 
 
@@ -96,7 +96,7 @@ def comparisons(users, resamples, seed):
                     low, high = bootstrap_interval(column, resamples, seed)
                     columns_of.setdefault(len(column), []).append((len(rows), column))
                     which = (table, "-".join(a), "-".join(b), task, metric, len(column))
-                    found = (column.mean(), low, high, None, None, detectable(column))
+                    found = (on_grid(column).mean(), low, high, None, None, detectable(column))
                     rows.append(which + found)
     p = np.empty(len(rows))
     for columns in columns_of.values():  # of as many users each: they share the random signs

@@ -7,7 +7,7 @@ import pandas as pd
 
 from recnb import RecnbError
 from recnb import profile as profiles
-from recnb.artifacts import Reader, atomic_path, fingerprint, is_done, read_manifest
+from recnb.artifacts import Reader, atomic_path, is_done, read_manifest, same_knobs
 from recnb.catalog import Catalog
 from recnb.evaluation.protocol import evaluate_stored, score_texts, stored_requests
 from recnb.evaluation.statistics import comparisons
@@ -72,9 +72,8 @@ def write_other_tables(profile, run_folder, tables):
     manifests = {}
     for stage in profiles.STAGES:
         if (reader.run_folder / stage / "manifest.json").is_file():
-            manifest = read_manifest(reader.run_folder / stage, stage)
-            if manifest["fingerprint"] == fingerprint(profile, stage):
-                manifests[stage] = manifest
+            if same_knobs(profile, stage, reader.run_folder):
+                manifests[stage] = read_manifest(reader.run_folder / stage, stage)
     text = {"dtype": str, "keep_default_na": False}
     if "01_data" in manifests:
         write_frame(table1(manifests["01_data"]["numbers"]), tables, "table1")

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from recnb import RecnbError
 from recnb import profile as profiles
-from recnb.artifacts import atomic_path, fingerprint, read_manifest
+from recnb.artifacts import atomic_path, read_manifest, same_knobs
 from recnb.evaluation.stored import write_other_tables
 from recnb.evaluation.tables import TITLES
 
@@ -47,7 +47,7 @@ def write_report(run_folder):
     manifests = {stage: read_manifest(run_folder / stage, stage) for stage in profiles.STAGES}
     settings = (run_folder / "profile.yaml").read_text(encoding="utf-8")
     profile = profiles.load(run_folder / "profile.yaml")
-    stale = [s for s in profiles.STAGES if manifests[s]["fingerprint"] != fingerprint(profile, s)]
+    stale = [stage for stage in profiles.STAGES if not same_knobs(profile, stage, run_folder)]
     environment = jinja2.Environment(
         autoescape=True, loader=jinja2.PackageLoader("recnb", "report")
     )
