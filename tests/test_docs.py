@@ -60,6 +60,28 @@ def test_readme_table_is_the_reference_runs():
         assert cells == expected
 
 
+def test_readme_says_what_two_wishes_come_to():
+    text = (root() / "README.md").read_text()
+    reference = root() / "papermill_runs" / "reference" / "laptop" / "tables"
+    metrics = pd.read_csv(reference / "metrics.csv").query(
+        "system == 'full' and decoding == 'free'"
+    )
+    values = metrics.set_index(["task", "metric"])["value"]
+    told = [("I1+&I1-", "TC1¬2P"), ("I2~30&I1-", "C1PA"), ("I2>=30&I2<=20", "C1PA")]
+    for task, metric in told:
+        delivered, unasked = values[task, metric], values[task, f"{metric} without control"]
+        assert f"{100 * delivered:.1f} %" in text and f"{100 * unasked:.1f} %" in text
+        assert delivered < unasked
+    first, second = values["I1+&I1+", "TC1P"], values["I1+&I1+", "TC2P"]
+    assert f"the first gets {100 * first:.1f} %, the second {100 * second:.1f} %" in text
+    differences = pd.read_csv(reference / "differences.csv").query(
+        "a == 'full-free' and b == 'v2-free' and task == 'format'"
+    )
+    p = differences.set_index("metric")["p corrected"]
+    repeats, shown = f"{p['RepeatItem']:.3f}"[1:], f"{p['InHistory']:.2f}"[1:]
+    assert f"p is {repeats} and {shown})" in text
+
+
 def test_the_reference_runs_tables_come_from_its_stored_answers(tmp_path):
     """Byte for byte, without a model."""
     reference = root() / "papermill_runs" / "reference" / "laptop"

@@ -109,6 +109,13 @@ def test_an_obeying_list_scores_the_controls_maximum(control, ranked, k):
         assert control.list_score(chosen, k, WORLD, 0.0) == pytest.approx(1.0)
 
 
+def test_released_reading_without_a_target_finds_none_among_missing_titles(toy):
+    request = Request(0, (), (), NoControl(), 2, None)
+    with_gap = score_list(request, [None, 3], [0, 1], toy, "released")
+    without = score_list(request, [3], [1], toy, "released")
+    assert with_gap.list < without.list, "a title that does not exist is no hit"
+
+
 def test_released_reading_by_hand(toy):
     request = Request(0, (), (), Include("A"), 2, 1)
     score = score_list(request, [1, 3], [0, 1], toy, "released")

@@ -115,6 +115,18 @@ def test_tables_from_stored_answers(answers, world, smoke, tmp_path):
     assert (found["low"] <= found["difference"]).all()
 
 
+def test_comparisons_that_cannot_differ_are_not_tested(answers, world, smoke, tmp_path):
+    """Two rankers never err in form: their differences of 0 must not make Holm's family larger."""
+    folder, _ = answers
+    stored.write_results(folder, world[1], world[0], smoke, {}, tmp_path)
+    found = pd.read_csv(tmp_path / "differences.csv").query("table == 'table5'")
+    alike = found["metric"].isin(["CorrectCount", "RepeatItem", "NonExist", "InHistory", "Seen"])
+    assert (found[alike]["p corrected"] == 1).all() and 0 < (~alike).sum() < len(found)
+    assert found[~alike]["p corrected"].to_numpy() == pytest.approx(
+        statistics.holm(found[~alike]["p"]), abs=2e-6
+    )
+
+
 def test_other_requests_beside_are_refused(answers, world, smoke):
     folder, _ = answers
     table = pd.read_parquet(folder / "full-free.parquet")

@@ -76,7 +76,8 @@ def comparisons(users, resamples, seed):
         resamples: for the bootstrap intervals.
 
     Returns:
-        DataFrame with ``COLUMNS``; Holm's correction runs over the rows of each table. Only the
+        DataFrame with ``COLUMNS``. Holm's correction runs over the rows of each table in which any
+        user differs: where both systems are alike by construction, nothing is tested. Only the
         users both systems answered count.
     """
     wide = {
@@ -103,7 +104,9 @@ def comparisons(users, resamples, seed):
         places, values = zip(*columns, strict=True)
         p[list(places)] = sign_flip_p(np.stack(values, 1), FLIPS, seed)
     frame = pd.DataFrame(rows, columns=COLUMNS).assign(p=p)
-    return frame.assign(**{"p corrected": frame.groupby("table")["p"].transform(holm)})
+    alike = frame["detectable"].eq(0) & frame["difference"].eq(0)  # 0 for every user: no test
+    corrected = frame[~alike].groupby("table")["p"].transform(holm)
+    return frame.assign(**{"p corrected": corrected.reindex(frame.index, fill_value=1.0)})
 
 
 def over_seeds(frames):

@@ -68,7 +68,9 @@ def score_list(request, items, ranks, catalog, fidelity="paper"):
         aim = control.list_score(good, k, catalog, total)  # Equation 4
     else:
         total /= float((1 / _discount(k, fidelity) ** 2).sum())
-        place = items.index(request.target) if request.target in items else None
+        # Without a target, None must not be found among the titles that do not exist.
+        found = request.target is not None and request.target in items
+        place = items.index(request.target) if found else None
         aim = control.released_list_score(good, k, catalog, place)
     item = 0.5 * preference + 0.5 * effect  # Equation 2
     return ListScore(preference, effect, item, 0.5 * total + 0.5 * float(aim), legal)  # Equation 5
