@@ -198,6 +198,35 @@ def requests(
 
 
 @app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="name of a run")],
+    second: Annotated[str, typer.Argument(help="name of a run with the same requests")],
+    system: Annotated[list[str], typer.Option(help="systems")] = ["v2", "full"],  # noqa: B006
+    decoding: Annotated[list[str], typer.Option(help="ways of decoding")] = ["free"],  # noqa: B006
+):
+    """Compare two runs, first - second, user by user: a table, a CSV file and a picture."""
+    from recnb import plots
+    from recnb.evaluation.compare import compare_runs
+
+    folders = runs_folder() / first, runs_folder() / second
+    table, left_out = compare_runs(*folders, system, decoding)
+    if left_out:
+        print(f"left out, the requests differ: {', '.join(left_out)}")
+    alike = table["difference"].eq(0) & table["detectable"].eq(0)
+    shown = table[~alike].drop(columns=["table", "b", "detectable"])
+    print(shown.to_markdown(index=False, floatfmt=".4f"))
+    print(f"{alike.sum()} more comparisons are the same for every user")
+    name = f"{first}-against-{second}"
+    target = runs_folder() / f"{name}.csv"
+    with atomic_path(target) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6f")
+    print(target)
+    if not alike.all():
+        plots.save(plots.differences(table[~alike], f"{first} - {second}"), runs_folder(), name)
+        print(runs_folder() / "figures" / f"{name}.png")
+
+
+@app.command()
 def summarise(
     runs: Annotated[list[str], typer.Argument(help="names of runs that differ in their seed")],
 ):

@@ -208,3 +208,23 @@ def forgetting(rows):
         axes[2].legend()
     figure.tight_layout()
     return figure
+
+
+def differences(frame, title):
+    """Differences of two runs with their 95 % intervals; filled where the corrected p is below .05.
+
+    Args:
+        frame: DataFrame from ``evaluation.compare.compare_runs``.
+    """
+    labels = frame["a"].str.split(" ").str[0] + ", " + frame["task"] + " " + frame["metric"]
+    figure, axis = plt.subplots(figsize=(8, 0.24 * len(frame) + 1.2))
+    for place, row in enumerate(frame.itertuples()):
+        real = frame["p corrected"].iloc[place] < 0.05
+        axis.plot([row.low, row.high], [place, place], color="0.4", lw=1.5)
+        axis.plot(row.difference, place, "o", mfc="C0" if real else "white", mec="C0", ms=6)
+    axis.axvline(0, color="0.2", lw=1)
+    axis.set_yticks(range(len(frame)), labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.set(title=title, xlabel="difference (filled: p < .05 after Holm's correction)")
+    figure.tight_layout()
+    return figure

@@ -84,7 +84,7 @@ def comparisons(users, resamples, seed):
         key: frame.pivot(index="user", columns=["task", "metric"], values="value")
         for key, frame in users.items()
     }
-    rows, columns_of = [], {}
+    found = []
     for table, kinds in LAYOUT.items():
         for task in dict.fromkeys(task for task, _ in kinds):
             metrics = [metric for t, metric in kinds if t == task]
@@ -94,11 +94,26 @@ def comparisons(users, resamples, seed):
                     continue
                 difference = (wide[a][columns] - wide[b][columns]).dropna().to_numpy()
                 for metric, column in zip(metrics, difference.T, strict=True):
-                    low, high = bootstrap_interval(column, resamples, seed)
-                    columns_of.setdefault(len(column), []).append((len(rows), column))
-                    which = (table, "-".join(a), "-".join(b), task, metric, len(column))
-                    found = (on_grid(column).mean(), low, high, None, None, detectable(column))
-                    rows.append(which + found)
+                    found.append(((table, "-".join(a), "-".join(b), task, metric), column))
+    return tested(found, resamples, seed)
+
+
+def tested(found, resamples, seed):
+    """Interval, p-value and correction of paired differences.
+
+    Args:
+        found: ``((table, a, b, task, metric), differences float [n])`` of each comparison.
+        resamples: for the bootstrap intervals.
+
+    Returns:
+        As for ``comparisons``.
+    """
+    rows, columns_of = [], {}
+    for which, column in found:
+        low, high = bootstrap_interval(column, resamples, seed)
+        columns_of.setdefault(len(column), []).append((len(rows), column))
+        mean = on_grid(column).mean()
+        rows.append((*which, len(column), mean, low, high, None, None, detectable(column)))
     p = np.empty(len(rows))
     for columns in columns_of.values():  # of as many users each: they share the random signs
         places, values = zip(*columns, strict=True)

@@ -16,7 +16,7 @@ from recnb.interactions import Histories
 from recnb.lm.recommender import request_prompt
 
 
-def _open(run_folder):
+def open_run(run_folder):
     """Profile, catalogue, histories and answers folder of a run, checked against its manifests."""
     run_folder = Path(run_folder)
     if not (run_folder / "profile.yaml").is_file():
@@ -90,7 +90,7 @@ def write_other_tables(profile, run_folder, tables):
 
 def evaluate_run(run_folder, tables):
     """All tables of a run from what it stored, byte for byte those of its notebooks and report."""
-    profile, catalog, histories, answers = _open(run_folder)
+    profile, catalog, histories, answers = open_run(run_folder)
     not_run = json.loads((answers.parent.parent / "not_run.json").read_text(encoding="utf-8"))
     results = write_results(answers, histories, catalog, profile, not_run, Path(tables))
     write_other_tables(profile, run_folder, tables)
@@ -98,7 +98,7 @@ def evaluate_run(run_folder, tables):
 
 
 def _requests(run_folder):
-    profile, catalog, histories, answers = _open(run_folder)
+    profile, catalog, histories, answers = open_run(run_folder)
     first = pd.read_parquet(sorted(answers.glob("*.parquet"))[0])
     return profile, catalog, stored_requests(first, histories, profile.data)
 
