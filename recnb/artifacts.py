@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from recnb import RecnbError
+from recnb.owner import refuse_others
 from recnb.profile import STAGES, Profile, load, root, save
 
 PACKAGES = "torch transformers trl peft datasets papermill snakemake numpy pandas".split()
@@ -252,6 +253,7 @@ def open_stage(name, profile, run, overrides=None):
     """
     resolved = load(profile, overrides)
     folder = runs_folder() / run
+    refuse_others(folder)
     stage = Stage(name, resolved, folder)
     save(resolved, folder / "profile.yaml")
     return stage

@@ -1,10 +1,6 @@
 """The command line: one thin command a verb; ``recnb --help`` lists them."""
 
-import json
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -59,86 +55,33 @@ def run(
 
     With seeds: a run a seed, and a summary.
     """
+    from recnb.workflow.launch import run_profile
+
     resolved = profile.load(name, overrides(set_))
     if until and until not in profile.STAGES:
         raise RecnbError(f"--until {until}: no such stage; stages: {', '.join(profile.STAGES)}")
     run_name = run_name or resolved.name
     if not resolved.seeds:
-        return _run(resolved, runs_folder() / run_name, until)
+        return run_profile(resolved, runs_folder() / run_name, until)
     for seed in resolved.seeds:
         one = resolved.model_copy(update={"seed": seed, "seeds": []})
-        _run(one, runs_folder() / f"{run_name}-seed{seed}", until)
+        run_profile(one, runs_folder() / f"{run_name}-seed{seed}", until)
     if not until:
         runs = [f"{run_name}-seed{seed}" for seed in resolved.seeds]
         _summarise(runs, runs_folder() / f"{run_name}-seeds.csv")
 
 
-def _run(resolved, folder, until):
-    folder.mkdir(parents=True, exist_ok=True)
-    stages = profile.STAGES[: profile.STAGES.index(until) + 1] if until else profile.STAGES
-    path, page = folder / "profile.yaml", folder / "report.html"
-    profile.save(resolved, path)
-    done = [is_done(resolved, stage, folder) for stage in stages]
-    if all(done) and (until or page.is_file()):
-        print(f"{folder.name}: all {len(stages)} notebooks are up to date")
-        return
-    # Snakemake makes nothing anew for a target that is there.
-    page.unlink(missing_ok=True)
-    first = done.index(False) if False in done else len(stages)
-    for stage in stages[first:]:
-        (folder / stage / "manifest.json").unlink(missing_ok=True)
-    for source in sources.needed(resolved):
-        sources.fetch(source)
-    _snakemake(folder, path, f"{until}/manifest.json" if until else "all")
-    if not until:
-        print(f"report: {page}")
-
-
-def _snakemake(folder, path, target):
-    snakefile = Path(__file__).parent / "workflow" / "Snakefile"
-    base = [sys.executable, "-m", "snakemake"]
-    base += ["--snakefile", str(snakefile), "--directory", str(folder)]
-    configuration = ["--config", f"profile={path.resolve()}", f"python={sys.executable}"]
-    # A killed run leaves a lock; runs of one folder are started from here alone.
-    subprocess.run([*base, *configuration, "--unlock"], capture_output=True)
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(folder, stop), daemon=True)
-    watcher.start()
-    command = [*base, "--cores", "all", "--quiet", "all", "--rerun-incomplete"]
-    command += ["--rerun-triggers", "mtime", *configuration, "--", target]
-    result = subprocess.run(command)
-    stop.set()
-    watcher.join()
-    if result.returncode:
-        raise RecnbError(
-            "the run stopped; fix the cause above and start the same command again: finished "
-            "notebooks are kept"
-        )
-
-
-def _watch(folder, stop):
-    """Print a line whenever a notebook reports its progress (``.progress.json`` of its stage)."""
-    last = {}
-    while not stop.wait(2):
-        for path in folder.glob("*/.progress.json"):
-            try:
-                row = json.loads(path.read_text())
-            except (json.JSONDecodeError, FileNotFoundError):
-                continue
-            shown = (row["text"], row["done"] * 10 // max(row["of"], 1))
-            if last.get(path) != shown and time.time() - path.stat().st_mtime < 60:
-                last[path] = shown
-                left = f"about {row['left'] / 60:.1f} min left"
-                print(f"      {row['text']}: {row['done']} of {row['of']}, {left}", flush=True)
-
-
 @app.command()
 def status(run_name: RunArgument = "laptop"):
     """Say which notebooks of a run are up to date."""
+    from recnb.owner import held_by, owner
+
     folder = runs_folder() / run_name
     if not (folder / "profile.yaml").is_file():
         raise RecnbError(f"{folder}: no such run")
     resolved = profile.load(folder / "profile.yaml")
+    if owner(folder):
+        print(held_by(folder))
     for stage in profile.STAGES:
         if is_done(resolved, stage, folder):
             manifest = read_manifest(folder / stage, stage)

@@ -6,6 +6,7 @@ only, so a changed knob re-runs that stage and those after it (see ``STAGES`` an
 """
 
 import difflib
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -505,6 +506,8 @@ def _explain(error):
 
 
 def save(profile, path):
-    """Write a resolved profile, every knob spelled out."""
+    """Write a resolved profile, every knob spelled out; whole or not at all."""
     text = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
-    Path(path).write_text(text, encoding="utf-8")
+    temporary = Path(path).with_name(f".{Path(path).name}.part-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

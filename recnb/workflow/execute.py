@@ -4,6 +4,7 @@ papermill calls a notebook with a dead kernel "completed" and only warns of a mi
 both are checked here: parameters against the notebook before, the manifest after.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ import papermill
 
 from recnb import RecnbError
 from recnb.artifacts import is_done
+from recnb.owner import end_with_owner
 from recnb.profile import STAGES, load, root
 
 KEPT_MEMORY = {
@@ -84,9 +86,12 @@ def main():
     stage, profile_path, run_folder = sys.argv[1:]
     number, started = STAGES.index(stage) + 1, time.time()
     print(f"[{number}/{len(STAGES)}] {stage} ...", flush=True)
+    end_with_owner()
     try:
         execute(stage, profile_path, run_folder)
     except RecnbError as error:
+        with contextlib.suppress(OSError):  # a full disk; the message below is what counts
+            (Path(run_folder) / stage / ".failed").touch()
         print(f"[{number}/{len(STAGES)}] {stage} FAILED\n{error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     print(f"[{number}/{len(STAGES)}] {stage} done in {time.time() - started:.0f} s", flush=True)

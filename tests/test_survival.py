@@ -1,0 +1,302 @@
+"""A run may be stopped anywhere, in any way: the same command goes on; nothing half done counts."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from recnb.artifacts import is_done, sha256
+from recnb.owner import VARIABLE, owner
+from recnb.profile import STAGES, load, root
+
+EPOCHS = "teacher.max_epochs=400"
+SLOW = ["--until", "02_teacher", "--set", EPOCHS, "--set", "teacher.patience=400"]
+"""A run whose second notebook takes long enough to be met in the middle of it."""
+
+
+def start(folder, *arguments, **more):
+    environment = {k: v for k, v in os.environ.items() if k != VARIABLE}
+    environment |= {"RECNB_RUNS": str(folder), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "recnb.cli", "run", "smoke", *arguments]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=root(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **more,
+    )
+
+
+def wait_for(condition, run, seconds=120):
+    """Until ``condition()``; the run must not end before."""
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, "it did not come to that in time"
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.05)
+
+
+def tree(pid):
+    """A process and everything below it."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def gone(processes, seconds=15):
+    _, left = psutil.wait_procs(processes, timeout=seconds)
+    return [one for one in left if one.is_running() and one.status() != "zombie"]
+
+
+def kill_tree(run):
+    """SIGKILL for all at once, as a power cut is."""
+    for one in tree(run.pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    run.communicate(timeout=60)
+
+
+def in_teacher(folder):
+    return lambda: (folder / "smoke" / "02_teacher" / ".progress.json").is_file()
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run in the middle of notebook 02, and all its processes."""
+    run = start(tmp_path, *SLOW)
+    wait_for(in_teacher(tmp_path), run)
+    processes = tree(run.pid)
+    assert any("ipykernel_launcher" in " ".join(one.cmdline()) for one in processes)
+    yield run, processes, tmp_path
+    for one in tree(run.pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def goes_on(folder):
+    """The same command finishes, without running notebook 01 again."""
+    run = start(folder, *SLOW[:2], "--set", "teacher.max_epochs=2")
+    out, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    assert "[1/9]" not in out and "[2/9] 02_teacher done" in out
+
+
+def test_ctrl_c_ends_everything_in_one_sentence(begun):
+    run, processes, folder = begun
+    second = start(folder, *SLOW[:2], "--set", "teacher.dropout=0.1")
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 1 and f"is being run by process {run.pid} on" in errors
+    assert load(folder / "smoke" / "profile.yaml").teacher.dropout == 0.2
+    assert owner(folder / "smoke")["pid"] == run.pid
+    os.killpg(run.pid, signal.SIGINT)
+    _, errors = run.communicate(timeout=20)
+    assert run.returncode == 130 and not gone(processes), errors
+    said = [line for line in errors.splitlines() if "recnb: " in line]
+    assert len(said) == 1 and "SIGINT, stopped in 02_teacher (teacher, epochs: " in said[0]
+    assert "Traceback" not in errors and owner(folder / "smoke") is None
+    goes_on(folder)
+
+
+def test_sigterm_ends_everything(begun):
+    run, processes, _ = begun
+    run.terminate()
+    _, errors = run.communicate(timeout=20)
+    assert run.returncode == 143 and not gone(processes) and "SIGTERM, stopped in 02" in errors
+
+
+def test_a_killed_tree_goes_on(begun):
+    run, processes, folder = begun
+    kill_tree(run)
+    assert not gone(processes)
+    goes_on(folder)
+
+
+def test_nothing_outlives_a_killed_owner(begun):
+    run, processes, folder = begun
+    run.kill()
+    assert not gone(processes), "Snakemake, executor and kernel end by themselves"
+    goes_on(folder)
+
+
+def test_a_notebook_of_someone_else_is_refused(begun):
+    run, _, folder = begun
+    code = "from recnb.artifacts import open_stage; open_stage('01_data', 'smoke', 'smoke')"
+    environment = os.environ | {"RECNB_RUNS": str(folder)}
+    other = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=root(), capture_output=True, text=True
+    )
+    assert other.returncode == 1 and f"is being run by process {run.pid}" in other.stderr
+    assert (folder / "smoke" / "01_data" / "manifest.json").is_file()
+
+
+def test_failing_snakemake_shows_why(tmp_path):
+    """No notebook failed, so its own log must say what did."""
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke" / "notebooks").write_text("a file where a folder must be")
+    run = start(tmp_path, *SLOW)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1 and "notebooks" in errors and "start the same command" in errors
+
+
+def whole(folder):
+    """What is called done is done: every manifest is JSON and names files that are as it says."""
+    for stage in STAGES:
+        path = folder / stage / "manifest.json"
+        if path.is_file():
+            outputs = json.loads(path.read_text())["outputs"].items()
+            assert all(sha256(folder / stage / name) == digest for name, digest in outputs), stage
+
+
+def tables(folder):
+    return {p.name: p.read_bytes() for p in (folder / "smoke" / "tables").iterdir()}
+
+
+@pytest.mark.nightly
+def test_twenty_kills_and_the_tables_of_an_undisturbed_run(tmp_path):
+    calm = start(tmp_path / "calm")
+    began = time.time()
+    _, errors = calm.communicate(timeout=1800)
+    assert calm.returncode == 0, errors
+    usual = time.time() - began
+    draw = random.Random(0)
+    ways = ["kill"] * 20 + ["interrupt", "terminate"] * 2
+    draw.shuffle(ways)
+    for way in ways:
+        run = start(tmp_path / "rough")
+        try:
+            run.wait(timeout=6 + draw.random() * usual / 8)
+        except subprocess.TimeoutExpired:
+            if way == "kill":
+                kill_tree(run)
+            else:
+                os.killpg(run.pid, signal.SIGINT if way == "interrupt" else signal.SIGTERM)
+                run.communicate(timeout=30)
+        whole(tmp_path / "rough" / "smoke")
+    last = start(tmp_path / "rough")
+    _, errors = last.communicate(timeout=1800)
+    assert last.returncode == 0, errors
+    assert tables(tmp_path / "rough") == tables(tmp_path / "calm")
+    rows = json.loads((tmp_path / "rough" / "smoke" / "05_ppo" / "log.json").read_text())
+    steps = [row["step"] for row in rows if "step" in row]
+    assert steps == sorted(steps), "the log goes on where it stopped"
+
+
+@pytest.mark.nightly
+def test_two_runs_side_by_side(tmp_path):
+    both = [start(tmp_path / name) for name in ("one", "two")]
+    for run in both:
+        _, errors = run.communicate(timeout=3600)
+        assert run.returncode == 0, errors
+    assert tables(tmp_path / "one") == tables(tmp_path / "two")
+
+
+@pytest.mark.nightly
+def test_changed_and_truncated_files_are_made_again(tmp_path):
+    first = start(tmp_path, "--until", "03_instructions")
+    assert first.communicate(timeout=600) and first.returncode == 0
+    folder = tmp_path / "smoke"
+    for stage, name in (("01_data", "catalog.parquet"), ("03_instructions", "train.parquet")):
+        path = folder / stage / name
+        path.write_bytes(path.read_bytes()[:-100])
+        assert not is_done(load("smoke"), stage, folder)
+        again = start(tmp_path, "--until", "03_instructions")
+        out, errors = again.communicate(timeout=600)
+        assert again.returncode == 0 and f"{stage} done" in out, errors
+        assert is_done(load("smoke"), stage, folder)
+
+
+@pytest.mark.nightly
+def test_a_clock_that_jumps_back(tmp_path):
+    first = start(tmp_path, "--until", "02_teacher")
+    assert first.communicate(timeout=600) and first.returncode == 0
+    later = time.time() + 30 * 86400
+    for path in (tmp_path / "smoke").rglob("*"):
+        os.utime(path, (later, later))
+    again = start(tmp_path, "--until", "03_instructions")
+    out, errors = again.communicate(timeout=600)
+    assert again.returncode == 0 and "[1/9]" not in out and "[2/9]" not in out, errors
+    assert "[3/9] 03_instructions done" in out
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """``mounted(options)`` mounts a small tmpfs and returns its folder; needs root."""
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("mounting a file system needs root and mount")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options):
+        again = "remount," if os.path.ismount(folder) else ""
+        command = ["mount", "-t", "tmpfs", "-o", again + options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("this system lets nobody mount a tmpfs")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk(mounted, stage):
+    """The disk fills while a stage is under way; with room again, the same command goes on."""
+    disk = mounted("size=400m")
+    until = ["--until", stage]
+    run = start(disk, *until)
+    wait_for(lambda: (disk / "smoke" / stage / ".clock.json").is_file(), run, 1800)
+    with open(disk / "ballast", "wb") as ballast:
+        try:
+            while True:
+                ballast.write(bytes(1 << 20))
+                ballast.flush()
+        except OSError:
+            pass
+    _, errors = run.communicate(timeout=900)
+    if run.returncode:  # small files may still have found room in the last page
+        assert "is full" in errors and str(disk) in errors
+        whole(disk / "smoke")
+    (disk / "ballast").unlink()
+    again = start(disk, *until)
+    _, errors = again.communicate(timeout=1800)
+    assert again.returncode == 0, errors
+    assert is_done(load("smoke"), stage, disk / "smoke")
+
+
+@pytest.mark.nightly
+def test_a_read_only_runs_folder(mounted):
+    disk = mounted("size=50m,ro")
+    run = start(disk, *SLOW)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1 and "Read-only file system" in errors and "RECNB_RUNS" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.nightly
+def test_too_little_memory(tmp_path):
+    import resource
+
+    def little():
+        resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+
+    run = start(tmp_path, preexec_fn=little)
+    out, errors = run.communicate(timeout=1800)
+    if run.returncode:
+        assert "notebook" in errors and "start the same command again" in errors
+        whole(tmp_path / "smoke")
+    again = start(tmp_path)
+    _, errors = again.communicate(timeout=1800)
+    assert again.returncode == 0, errors
