@@ -29,6 +29,7 @@ from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.loading import load_base
 from recnb.lm.recommender import LanguageModelRecommender
 from recnb.lm.tokenizer import title_tokens
+from recnb.machine import autocast
 from recnb.sft import train_sft
 from recnb.teacher.training import load_teacher
 
@@ -86,7 +87,7 @@ def main():
             changed.sft,
             changed.seed,
             folder,
-            autocast=changed.model.autocast,
+            autocast=autocast(changed.model),
         )
     seconds = time.perf_counter() - started - base_seconds
     loss = [row["eval_loss"] for row in rows if "eval_loss" in row][-1]

@@ -41,16 +41,17 @@ def atomic_path(path):
     Works for a file or a folder: the caller creates either at the temporary name.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part-{os.getpid()}")
-    _remove(temporary)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
         yield temporary
         if path.is_dir():
             _remove(path)
         os.replace(temporary, path)
     except OSError as error:
-        _remove(temporary)
+        with contextlib.suppress(OSError):  # what failed first is the message
+            _remove(temporary)
         raise RecnbError(f"cannot write {path}: {error.strerror or error}") from error
     except BaseException:
         _remove(temporary)
@@ -192,6 +193,13 @@ class Stage(Reader):
             assert self.profile.data.dataset != "synthetic", sentence
             self.warn(sentence)
 
+    @property
+    def autocast(self):
+        """True if this stage's training runs its matrix products in bfloat16 on this machine."""
+        from recnb.machine import autocast  # it imports this module
+
+        return autocast(self.profile.model)
+
     def _earlier_seconds(self):
         """Seconds spent by starts of this stage, with these knobs, that were stopped early."""
         try:
@@ -217,6 +225,8 @@ class Stage(Reader):
             relative = path.relative_to(self.folder)
             if path.is_file() and not _scratch(relative):
                 outputs[relative.as_posix()] = sha256(path)
+        from recnb import machine  # it imports this module
+
         versions = {name: metadata.version(name) for name in PACKAGES}
         manifest = {
             "stage": self.name,
@@ -229,6 +239,7 @@ class Stage(Reader):
             "commit": git_commit(),
             "versions": {"python": platform.python_version()} | versions,
             "hardware": hardware(),
+            "number_format": machine.recorded(self.profile.model),
             "inputs": self.inputs,
             "outputs": outputs,
         }

@@ -26,6 +26,12 @@ AnsweredRun = Annotated[str, typer.Option("--run", help="the run whose requests 
 FolderOption = Annotated[str, typer.Option(help="folder of the run, instead of its name")]
 
 
+REFERENCE = (
+    "for comparison: the laptop profile's reference run took 58 minutes and 6.6 GiB of memory on 2 "
+    "cores of an AMD EPYC, in bfloat16"
+)
+
+
 def overrides(pairs):
     """``["sft.rank=32"]`` -> ``{"sft.rank": 32}``; values are read as YAML."""
     result = {}
@@ -69,6 +75,15 @@ def run(
     if not until:
         runs = [f"{run_name}-seed{seed}" for seed in resolved.seeds]
         _summarise(runs, runs_folder() / f"{run_name}-seeds.csv")
+
+
+@app.command()
+def doctor(name: ProfileArgument = "laptop", set_: SetOption = []):  # noqa: B006
+    """Say what this machine is and what a run of the profile would choose on it."""
+    from recnb.machine import describe
+
+    print("\n".join(describe(profile.load(name, overrides(set_)).model)))
+    print(REFERENCE)
 
 
 @app.command()

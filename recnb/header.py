@@ -27,4 +27,8 @@ def show_versions():
 def show_run(stage):
     """Print what a notebook is about to do."""
     p = stage.profile
-    print(f"profile {p.name}, seed {p.seed}: data {p.data.dataset}, model {p.model.name}")
+    chosen = "bfloat16" if stage.autocast else "float32"
+    print(
+        f"profile {p.name}, seed {p.seed}: data {p.data.dataset}, model {p.model.name}, "
+        f"trained in {chosen}"
+    )

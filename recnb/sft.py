@@ -1,5 +1,6 @@
 """The SL stage (2.2): LoRA on the instruction set with trl's SFTTrainer, loss on answers only."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -195,7 +196,6 @@ def train_sft(
     with atomic_path(folder / "adapter") as temporary:
         trainer.model.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(checkpoints)
     answers = np.array([sum(mask) for mask in data["completion_mask"]])
     questions = np.array([len(ids) for ids in data["input_ids"]]) - answers
     longest = {
@@ -203,8 +203,9 @@ def train_sft(
         "longest answer, tokens": int(answers.max()),
     }
     rows = [longest, *trainer.state.log_history]
-    (folder / "log.json").write_text(json.dumps(rows, indent=1))
+    write_json(folder / "log.json", rows)
     write_json(folder / FINISHED, {"key": key})
+    shutil.rmtree(checkpoints)  # last: a start that is killed before has one to go on from
     # Without the trainer's autocast: the same model as one that is read back.
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval(), rows
 
@@ -249,8 +250,12 @@ def checkpoint_folder(folder, key):
 
 def latest_checkpoint(folder):
     """Path of the newest whole checkpoint, or None; one that a kill cut off is passed over."""
-    whole = [p for p in Path(folder).glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
+    whole = []
+    for path in Path(folder).glob("checkpoint-*"):
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            json.loads((path / "trainer_state.json").read_text())  # what the trainer writes last
+            whole.append(path)
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def model_card(profile, description, samples, name="v2", what="instructions (I0 to I4)"):

@@ -18,6 +18,7 @@ from recnb.engine.packed import next_logits, side_by_side
 from recnb.evaluation.tables import reported
 from recnb.instructions.chat_mix import conversations
 from recnb.lm.loading import load_adapted, load_base
+from recnb.machine import autocast
 from recnb.sft import train_sft
 
 MMLU_SHOTS, GSM8K_SHOTS = 5, 8
@@ -254,13 +255,13 @@ def share_sweep(base, train, validation, pairs, titles, profile, progress=lambda
         List of rows like those of ``measure``, with share, and loss: that of the validation lists.
     """
     knobs, seed, rows = profile.general_ability, profile.seed, []
-    sft, dtype, autocast = profile.sft, profile.model.dtype, profile.model.autocast
+    sft, dtype, fast = profile.sft, profile.model.dtype, autocast(profile.model)
     for share in knobs.shares:
         model, codec = load_base(base, dtype)
         frame = share_of_chat(train, share, knobs.samples, seed)
         with tempfile.TemporaryDirectory() as folder:
             _, log = train_sft(
-                model, codec, frame, validation, titles, sft, seed, folder, autocast=autocast
+                model, codec, frame, validation, titles, sft, seed, folder, autocast=fast
             )
             tuned, codec = load_adapted(base, [Path(folder) / "adapter"], dtype)
         loss = [row["eval_loss"] for row in log if "eval_loss" in row][-1]

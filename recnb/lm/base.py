@@ -19,6 +19,7 @@ from recnb.instructions.templates import numbered, quoted
 from recnb.lm.loading import mini_model, smollm2_folder
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
+from recnb.machine import autocast as faster_in_bfloat16
 
 MIX = {"history": 0.3, "numbered": 0.5, "fact": 0.15, "chat": 0.05}
 """Shares of the kinds of text."""
@@ -212,8 +213,8 @@ def make_base(profile, folder, histories, catalog, chat, teacher, inputs, log=la
         rows.append(row)
         log(row)
 
-    base, seed, autocast = profile.base, profile.seed, profile.model.autocast
-    train_base(model, codec, titles, histories, catalog, chat, base, seed, keep, autocast=autocast)
+    base, seed, fast = profile.base, profile.seed, faster_in_bfloat16(profile.model)
+    train_base(model, codec, titles, histories, catalog, chat, base, seed, keep, autocast=fast)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     shape = f"{profile.model.layers} layers, width {profile.model.width}"
     tokens = f"{len(tokenizer)} tokens" + (", every title one token" if titles else "")

@@ -384,9 +384,9 @@ def train_ppo(
         config.base_model_name_or_path = "the SL model of this run"  # not a path of this machine
     model.save_pretrained(folder, selected_adapters=["actor", "critic"])
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card names a path of this machine
-    shutil.rmtree(checkpoints)
-    (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1))
+    write_json(folder / "log.json", trainer.state.log_history)
     write_json(folder / FINISHED, {"key": key})
+    shutil.rmtree(checkpoints)
     return model.eval(), trainer.state.log_history
 
 

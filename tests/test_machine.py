@@ -1,0 +1,95 @@
+"""The number format of training is what this machine does faster, and the same every time."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from recnb import machine
+from recnb.artifacts import Stage
+from recnb.evaluation.stored import evaluate_run
+from recnb.profile import load, root
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECNB_CACHE", str(tmp_path / "cache"))
+    machine.number_format.cache_clear()
+    yield tmp_path / "cache" / "machine.json"
+    machine.number_format.cache_clear()
+
+
+@pytest.mark.parametrize("half, choice", [(50, "float32"), (105, "float32"), (150, "bfloat16")])
+def test_the_faster_format_is_chosen_and_kept(cache, monkeypatch, half, choice):
+    speeds = {"float32": 100.0, "bfloat16": float(half)}
+    monkeypatch.setattr(machine, "measure", lambda width: speeds)
+    assert machine.autocast(load("laptop").model) == (choice == "bfloat16")
+    machine.number_format.cache_clear()  # a later start, in which noise would say something else
+    monkeypatch.setattr(machine, "measure", lambda width: {"float32": 1.0, "bfloat16": 1.05})
+    assert machine.recorded(load("laptop").model) == {"choice": choice} | speeds
+    assert len(json.loads(cache.read_text())) == 1
+
+
+def test_a_profile_may_insist(cache):
+    assert machine.autocast(load("laptop", {"model.autocast": True}).model)
+    assert not machine.autocast(load("laptop", {"model.autocast": False}).model)
+    assert not cache.exists()
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RECNB_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(machine, "measure", lambda width: {"float32": 1.0, "bfloat16": 2.0})
+    machine.number_format.cache_clear()
+    assert machine.autocast(load("laptop").model)
+    machine.number_format.cache_clear()
+    assert "measured anew each time" in capsys.readouterr().out
+
+
+def test_the_manifest_names_it(smoke, tmp_path):
+    manifest = Stage("01_data", smoke, tmp_path).finish()
+    assert manifest["number_format"] == {"choice": "float32"}, "the smoke profile says so"
+
+
+def in_its_own_process(code, **switches):
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | switches, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="switches of x86")
+def test_emulated_bfloat16_is_not_chosen(tmp_path):
+    """A processor without bfloat16 instructions, by oneDNN's own switch."""
+    code = (
+        "from recnb import machine; from recnb.profile import load; "
+        "print(machine.autocast(load('laptop').model))"
+    )
+    switches = {"ONEDNN_MAX_CPU_ISA": "AVX2", "RECNB_CACHE": str(tmp_path)}
+    assert in_its_own_process(code, **switches) == "False"
+
+
+KERNELS = [
+    {"OPENBLAS_CORETYPE": "Haswell", "OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "avx2"},
+    {"OPENBLAS_CORETYPE": "Zen", "NPY_DISABLE_CPU_FEATURES": "AVX512F"},
+    {"OPENBLAS_CORETYPE": "SkylakeX", "OPENBLAS_NUM_THREADS": "2"},
+    {"OPENBLAS_CORETYPE": "Prescott", "ATEN_CPU_CAPABILITY": "default"},
+]
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="switches of x86")
+@pytest.mark.parametrize(
+    "switches", [KERNELS[0], *(pytest.param(k, marks=pytest.mark.nightly) for k in KERNELS[1:])]
+)
+def test_tables_do_not_depend_on_the_processor(switches, tmp_path):
+    """What is computed from stored answers is the same, byte for byte, under other kernels."""
+    reference = root() / "papermill_runs" / "reference" / "laptop"
+    code = f"from {evaluate_run.__module__} import evaluate_run; "
+    code += f"evaluate_run({str(reference)!r}, {str(tmp_path)!r})"
+    in_its_own_process(code, **switches)
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert made == {path.name: path.read_bytes() for path in (reference / "tables").iterdir()}
