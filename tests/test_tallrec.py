@@ -23,7 +23,7 @@ def test_movie_examples_by_hand():
             "timestamp": [1, 2, 4, 3, 1],
         }
     )
-    parts = tallrec.movie_examples(log, TITLES, history=2)
+    parts = tallrec.rating_examples(log, TITLES, "movie", history=2)
     first, second = [one for part in parts for one in part]
     # item 4 was rated before item 3
     assert (first.liked, first.target, first.label) == ((1,), 4, False)
@@ -44,7 +44,7 @@ def test_movie_split_keeps_the_last_and_cuts_in_order():
             "timestamp": 0,
         }
     )
-    parts = tallrec.movie_examples(log, TITLES, history=2, last=50)
+    parts = tallrec.rating_examples(log, TITLES, "movie", history=2, last=50)
     assert [len(part) for part in parts] == [40, 5, 5]
     assert parts[2][-1].target == 4
 
@@ -186,11 +186,13 @@ def test_few_shot_counts_and_table(language_model):
     results, _ = tallrec.few_shot(model, codec, parts, 12, knobs, 0)
     tuned = dict.fromkeys(("popularity", "gru4rec", "caser", "sasrec", "tallrec"), 4)
     assert results.groupby("system").size().to_dict() == {"untuned": 1} | tuned
-    table = tallrec.table({"movie": results}, {"book": "no books"}, reported()["tallrec"])
-    assert table[table["domain"] == "book"]["note"].iloc[0] == "not run: no books"
+    table = tallrec.table({"game": results}, {tallrec.BOOKS: "why"}, reported()["tallrec"])
+    assert table[table["domain"] == tallrec.BOOKS]["note"].iloc[0] == "not run: why"
     assert table["note"].ne("").all() and "TALLRec (paper)" in set(table["system"])
-    movie = table[table["domain"] == "movie"].set_index("system")
-    assert "±" in movie.loc["tallrec", "8"]
+    own = table[table["domain"] == "game"].set_index("system")
+    assert "±" in own.loc["tallrec", "8"]
+    alone = tallrec.table({"game": results}, {}, reported()["tallrec"])
+    assert set(alone["domain"]) == {"game", tallrec.MOVIES}  # no row about a second domain
     own_files, _ = tallrec.few_shot(model, codec, parts, 0, knobs, 0)
     assert set(own_files["system"]) == {"untuned", "tallrec"}
     many = knobs.model_copy(update={"shots": [99]})
@@ -212,7 +214,7 @@ def test_a_dataset_without_likes_and_dislikes_says_why(smoke, world):
 def test_reported_tallrec_numbers():
     """TALLRec leads every column; each row has one number for each number of examples."""
     paper = reported()["tallrec"]
-    for domain in ("movie", "book"):
+    for domain in (tallrec.MOVIES, tallrec.BOOKS):
         assert len(paper[domain]) == 7 and all(len(row) == 3 for row in paper[domain].values())
         for column in range(3):
             values = {system: row[column] for system, row in paper[domain].items()}

@@ -67,7 +67,8 @@ def write_report(run_folder):
     numbers = pd.Series({name: f"{value:,.6g}" for name, value in first["numbers"].items()})
     html = environment.get_template("page.html").render(
         name=run_folder.name,
-        summary=_summary(manifests, stale),
+        summary=_summary(manifests),
+        warnings=_warnings(manifests, stale),
         table=table,
         results=("table2", "table3", "table4", "table5", "table7"),
         statistics=_frame(numbers.rename("value").to_frame()),
@@ -88,7 +89,7 @@ def write_report(run_folder):
     return run_folder / "report.html"
 
 
-def _summary(manifests, stale):
+def _summary(manifests):
     lines = list(manifests["06_evaluation"]["numbers"]["findings"])
     lines.append(manifests["05_ppo"]["numbers"]["finding"])
     wall = sum(m["wall_seconds"] for m in manifests.values())
@@ -98,11 +99,13 @@ def _summary(manifests, stale):
         f"All {count} notebooks took {wall / 60:.1f} minutes; the largest one used "
         f"{memory / 1024:.1f} GiB of memory."
     )
-    if stale:
-        lines.append(
-            f"Warning: {', '.join(stale)} were made with other knobs than the settings below."
-        )
     return lines
+
+
+def _warnings(manifests, stale):
+    """``(stage, sentence)`` of all stages' warnings; manifests of older kits have none."""
+    found = [(s, line) for s, m in manifests.items() for line in m.get("warnings", [])]
+    return found + [(s, "made with other knobs than the settings below") for s in stale]
 
 
 def _stage_table(manifests):

@@ -112,3 +112,21 @@ def leave_one_out(score, histories, split, items, cutoffs=(5, 10)):
         result[f"HR@{k}"] = (place < k).astype(float)
         result[f"NDCG@{k}"] = np.where(place < k, 1 / np.log2(place + 2), 0.0)
     return result
+
+
+def teacher_beaten(table):
+    """A sentence for each baseline that beats the teacher on HR@10 or NDCG@10.
+
+    Args:
+        table: DataFrame of means, a row a system (the teacher is SASRec), a column a metric.
+    """
+    sentences = []
+    for metric in ("HR@10", "NDCG@10"):
+        teacher = table[metric]["SASRec"]
+        for name, value in table[metric].drop("SASRec").items():
+            if value > teacher:
+                sentences.append(
+                    f"the teacher ({metric} {teacher:.3f}) is beaten by {name} ({value:.3f}), "
+                    "which needs no training: expect weak labels"
+                )
+    return sentences
