@@ -117,9 +117,22 @@ def _history_sample(task, places, histories, catalog, knobs, data_knobs, rng):
             candidates = _candidates(labels, ranked, knobs.candidates, rng)
         prompt = render(control, history, k, catalog, rng, candidates)
         return _row(task, user, k, control, history, seen.tolist(), target, labels, prompt, catalog)
-    raise RecnbError(
-        f"no legal label list for task {task} in {ATTEMPTS} draws: "
-        "is the catalogue too small for its categories?"
+    raise RecnbError(_no_list(task, catalog, knobs))
+
+
+def _no_list(task, catalog, knobs):
+    """Why a task cannot be posed: which categories are small beside the lists asked for."""
+    if len(catalog.names) < 2 and task in ("I1-", "I2<="):
+        return (
+            f"task {task} cannot be posed: it names a category that the target lacks, and the "
+            f"catalogue has one category ({catalog.names[0]}); give its items finer categories"
+        )
+    sizes = sorted((len(catalog.members(name)), name) for name in catalog.names)
+    smallest = ", ".join(f"{name} ({size})" for size, name in sizes[:3])
+    return (
+        f"no legal label list for task {task} in {ATTEMPTS} draws: lists ask for up to "
+        f"{knobs.k_max} unseen items (instructions.k_max), the catalogue has {len(catalog)} items "
+        f"and its smallest categories are {smallest}; lower instructions.k_max or join categories"
     )
 
 
