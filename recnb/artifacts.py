@@ -6,10 +6,12 @@ matches its files counts as done.
 """
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -253,6 +255,31 @@ def _scratch(relative):
     return hidden or relative.name == "manifest.json" or "checkpoints" in relative.parts
 
 
+def run_folder(name):
+    """Folder of a run by its name, which is never a path: nothing is written outside the runs."""
+    reserved = (".", "..", "profiles", "reference")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in reserved:
+        raise RecnbError(
+            f"run {name!r}: not a name for a run: use letters, digits, dot, dash and underscore, "
+            f"and none of {', '.join(reserved)}"
+        )
+    return runs_folder() / name
+
+
+def existing_run(name):
+    """Folder of a run that was started before; an error names the nearest ones."""
+    folder = run_folder(name)
+    if not (folder / "profile.yaml").is_file():
+        known = sorted(path.parent.name for path in runs_folder().glob("*/profile.yaml"))
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise RecnbError(
+            f"run {name}: no such run in {runs_folder()}.{hint} "
+            "Start one with recnb run PROFILE --run NAME"
+        )
+    return folder
+
+
 def open_stage(name, profile, run, overrides=None):
     """Start a stage in a notebook: load the profile, open the run's folder, drop an old manifest.
 
@@ -263,7 +290,7 @@ def open_stage(name, profile, run, overrides=None):
         overrides: knobs to change, ``{"section.key": value}``.
     """
     resolved = load(profile, overrides)
-    folder = runs_folder() / run
+    folder = run_folder(run)
     refuse_others(folder)
     stage = Stage(name, resolved, folder)
     save(resolved, folder / "profile.yaml")

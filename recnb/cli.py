@@ -1,14 +1,21 @@
 """The command line: one thin command a verb; ``recnb --help`` lists them."""
 
+import difflib
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 from recnb import RecnbError, profile, sources
-from recnb.artifacts import atomic_path, is_done, read_manifest, runs_folder
+from recnb.artifacts import (
+    atomic_path,
+    existing_run,
+    is_done,
+    read_manifest,
+    run_folder,
+    runs_folder,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -39,8 +46,20 @@ def overrides(pairs):
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise RecnbError(f"--set {pair}: expected key=value, for example sft.rank=32")
-        result[key] = yaml.safe_load(value)
+        try:
+            result[key] = profile.read_yaml(value)
+        except RecnbError as error:
+            raise RecnbError(f"--set {pair}: the value cannot be read: {error}") from None
     return result
+
+
+def _chosen(run_name, folder):
+    """The run's folder, known to exist before anything heavy is imported."""
+    if not folder:
+        return existing_run(run_name)
+    if not (Path(folder) / "profile.yaml").is_file():
+        raise RecnbError(f"--folder {folder}: no run there (it holds no profile.yaml)")
+    return Path(folder)
 
 
 @app.command()
@@ -65,8 +84,13 @@ def run(
 
     resolved = profile.load(name, overrides(set_))
     if until and until not in profile.STAGES:
-        raise RecnbError(f"--until {until}: no such stage; stages: {', '.join(profile.STAGES)}")
+        close = difflib.get_close_matches(until, profile.STAGES, n=1, cutoff=0.3)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise RecnbError(
+            f"--until {until}: no such stage.{hint} Stages: {', '.join(profile.STAGES)}"
+        )
     run_name = run_name or resolved.name
+    run_folder(run_name)
     if not resolved.seeds:
         return run_profile(resolved, runs_folder() / run_name, until)
     for seed in resolved.seeds:
@@ -80,9 +104,10 @@ def run(
 @app.command()
 def doctor(name: ProfileArgument = "laptop", set_: SetOption = []):  # noqa: B006
     """Say what this machine is and what a run of the profile would choose on it."""
-    from recnb.machine import describe
+    from recnb.machine import describe, estimate
 
-    print("\n".join(describe(profile.load(name, overrides(set_)).model)))
+    resolved = profile.load(name, overrides(set_))
+    print("\n".join(describe(resolved.model) + estimate(resolved)))
     print(REFERENCE)
 
 
@@ -91,9 +116,7 @@ def status(run_name: RunArgument = "laptop"):
     """Say which notebooks of a run are up to date."""
     from recnb.owner import held_by, owner
 
-    folder = runs_folder() / run_name
-    if not (folder / "profile.yaml").is_file():
-        raise RecnbError(f"{folder}: no such run")
+    folder = existing_run(run_name)
     resolved = profile.load(folder / "profile.yaml")
     if owner(folder):
         print(held_by(folder))
@@ -109,17 +132,18 @@ def status(run_name: RunArgument = "laptop"):
 @app.command()
 def report(run_name: RunArgument = "laptop", folder: FolderOption = ""):
     """Write report.html of a finished run."""
+    where = _chosen(run_name, folder)
     from recnb.report import write_report
 
-    print(write_report(Path(folder) if folder else runs_folder() / run_name))
+    print(write_report(where))
 
 
 @app.command()
 def evaluate(run_name: RunArgument = "laptop", folder: FolderOption = ""):
     """Make all tables of a run anew from its stored answers; no model is needed."""
+    where = _chosen(run_name, folder)
     from recnb.evaluation.stored import evaluate_run
 
-    where = Path(folder) if folder else runs_folder() / run_name
     evaluate_run(where, where / "tables")
     print(where / "tables")
 
@@ -132,9 +156,9 @@ def score(
     name: Annotated[str, typer.Option(help="what to call the system")] = "",
 ):
     """Score someone else's answers to a run's requests; writes FILE.metrics.csv."""
+    where = _chosen(run_name, folder)
     from recnb.evaluation.stored import score_file
 
-    where = Path(folder) if folder else runs_folder() / run_name
     metrics, target = score_file(file, where, name or file.stem)
     shown = metrics[~metrics["metric"].str.endswith("without control")]
     shown = shown[["task", "metric", "value", "low", "high", "n"]]
@@ -149,9 +173,9 @@ def requests(
     folder: FolderOption = "",
 ):
     """Write a run's requests as prompts for your own system; `recnb score` scores its answers."""
+    where = _chosen(run_name, folder)
     from recnb.evaluation.stored import write_requests
 
-    where = Path(folder) if folder else runs_folder() / run_name
     print(write_requests(where, file), "requests in", file)
 
 
@@ -163,10 +187,10 @@ def compare(
     decoding: Annotated[list[str], typer.Option(help="ways of decoding")] = ["free"],  # noqa: B006
 ):
     """Compare two runs, first - second, user by user: a table, a CSV file and a picture."""
+    folders = existing_run(first), existing_run(second)
     from recnb import plots
     from recnb.evaluation.compare import compare_runs
 
-    folders = runs_folder() / first, runs_folder() / second
     table, left_out = compare_runs(*folders, system, decoding)
     if left_out:
         print(f"left out, the requests differ: {', '.join(left_out)}")
@@ -197,7 +221,7 @@ def _summarise(runs, target):
 
     from recnb.evaluation.statistics import over_seeds
 
-    paths = [runs_folder() / run / "tables" / "metrics.csv" for run in runs]
+    paths = [existing_run(run) / "tables" / "metrics.csv" for run in runs]
     for path in paths:
         if not path.is_file():
             raise RecnbError(

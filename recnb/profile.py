@@ -469,9 +469,9 @@ def load(name_or_path, overrides=None):
             f"profile {name_or_path}: no such file.{hint} Known profiles: {', '.join(known)}"
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecnbError(f"{path}: not valid YAML: {error}") from error
+        data = read_yaml(path.read_text(encoding="utf-8"))
+    except (RecnbError, OSError, UnicodeDecodeError) as error:
+        raise RecnbError(f"{path}: {error}") from error
     if not isinstance(data, dict):
         raise RecnbError(f"{path}: a profile is a mapping of sections, found {type(data).__name__}")
     data.setdefault("name", path.stem)
@@ -486,23 +486,69 @@ def load(name_or_path, overrides=None):
     try:
         return Profile.model_validate(data)
     except ValidationError as error:
-        raise RecnbError(f"{path}: {_explain(error)}") from error
+        messages = _explain(error, path, overrides or {})
+        raise RecnbError("\n".join(messages)) from error
 
 
-def _explain(error):
+def read_yaml(text):
+    """Plain data out of YAML; a document that could exhaust the memory or the stack is refused.
+
+    Raises:
+        RecnbError: too large, too deep, with aliases (which can stand for 10^9 values), not YAML.
+    """
+    if len(text) > 1_000_000:
+        raise RecnbError(f"YAML of {len(text):,} characters; at most 1,000,000 are read")
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise RecnbError(f"YAML alias *{event.anchor}: write the value out instead")
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            if depth > 20:
+                raise RecnbError("YAML nested more than 20 deep: a profile needs 4")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecnbError(f"not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _near(key, owner):
+    """What an unknown key may have meant: its name elsewhere, or one spelled alike."""
+    sections = {name for names in SECTIONS.values() for name in names}
+    knobs = [
+        f"{section}.{knob}"
+        for section in sorted(sections)
+        for knob in Profile.model_fields[section].annotation.model_fields
+    ]
+    exact = [knob for knob in knobs if knob.split(".")[1] == key]
+    names = difflib.get_close_matches(key, [knob.split(".")[1] for knob in knobs], n=1)
+    close = difflib.get_close_matches(key, list(owner.model_fields), n=1)
+    return exact or close or [knob for knob in knobs if knob.split(".")[1] in names]
+
+
+def _explain(error, path, overrides):
+    """One line a mistake, each beginning with the file or the --set it stands in."""
     messages = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "profile"
+        where = ".".join(str(part) for part in item["loc"]) or "the profile"
+        given = [k for k in overrides if f"{where}.".startswith(f"{k}.")]
+        place = f"--set {where}" if given else f"{path}: {where}"
         if item["type"] == "extra_forbidden":
             owner = Profile
             for part in item["loc"][:-1]:
                 owner = owner.model_fields[part].annotation
-            close = difflib.get_close_matches(str(item["loc"][-1]), list(owner.model_fields), n=1)
-            hint = f", did you mean {close[0]}?" if close else ""
-            messages.append(f"{where}: unknown key{hint}")
+            close = _near(str(item["loc"][-1]), owner)
+            hint = f", did you mean {' or '.join(close)}?" if close else ""
+            messages.append(f"{place}: unknown key{hint}")
         else:
-            messages.append(f"{where}: {item['msg']} (got {item['input']!r})"[:300])
-    return "; ".join(messages)
+            reason = item["msg"].removeprefix("Value error, ")
+            got = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
+            if item["type"] == "value_error" and overrides:
+                place = f"{path} with --set {', '.join(overrides)}"
+            messages.append(f"{place}: {reason}{got}"[:300])
+    return messages
 
 
 def save(profile, path):

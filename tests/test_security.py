@@ -1,0 +1,110 @@
+import json
+import pickle
+import zipfile
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from recnb import RecnbError, profile, sources
+from recnb.lm.loading import load_base, refuse_code
+
+
+def test_yaml_bombs_are_refused(tmp_path):
+    nine = [(b, ",".join([f"*{a}"] * 9)) for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
+    levels = [f"{key}: &{key} [{aliases}]" for key, aliases in nine]
+    bombs = {
+        "alias": "a: &a [x]\n" + "\n".join(levels),
+        "deep": "[" * 5000,
+        "characters": "# " + "x" * 1_000_001,
+        "not valid YAML": "a: !!python/object/apply:os.system [true]",
+    }
+    for message, text in bombs.items():
+        path = tmp_path / "bomb.yaml"
+        path.write_text(text)
+        with pytest.raises(RecnbError, match=message):
+            profile.load(path)
+
+
+@given(st.text(max_size=200) | st.text("{}[]:,-&*!|>#'\"\n ab1", max_size=80))
+def test_any_yaml_works_or_is_refused(text):
+    try:
+        profile.read_yaml(text)
+    except RecnbError:
+        pass
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=400))
+def test_any_profile_file_works_or_is_refused(tmp_path, content):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    try:
+        profile.load(path)
+    except RecnbError:
+        pass
+
+
+def test_a_zip_member_too_large_or_a_link_is_refused(tmp_path):
+    archive, folder = tmp_path / "a.zip", tmp_path / "out"
+    folder.mkdir()
+    link = zipfile.ZipInfo("link")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as bundle:
+        bundle.writestr("bomb", b"\0" * 100_000)
+        bundle.writestr(link, "/etc/passwd")
+    with pytest.raises(RecnbError, match="unpacks to 100,000 bytes"):
+        sources.extract(archive, "bomb", folder, largest=99_999)
+    with pytest.raises(RecnbError, match="is a link"):
+        sources.extract(archive, "link", folder)
+    assert not list(folder.iterdir())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 140), st.integers(0, 255))
+def test_a_damaged_zip_works_or_is_refused(tmp_path, place, byte):
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as bundle:
+        bundle.writestr("data", b"hello" * 20)
+    content = bytearray(archive.read_bytes())
+    content[place % len(content)] = byte
+    archive.write_bytes(content)
+    try:
+        sources.extract(archive, "data", tmp_path)
+    except RecnbError:
+        pass
+
+
+class Payload:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return open, (self.target, "w")
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    model, ran = tmp_path / "model", tmp_path / "ran"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    for name in ("pytorch_model.bin", "adapter_model.bin", "model.pt"):
+        (model / name).write_bytes(pickle.dumps(Payload(str(ran))))
+    with pytest.raises(RecnbError, match="can carry code"):
+        load_base(model)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "adapter_config.json"])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"auto_map": {"AutoModel": "evil.Model"}}', "never run"),
+        ("{", "not valid JSON"),
+        ("[1]", "JSON object"),
+    ],
+)
+def test_a_config_that_points_to_code_is_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(RecnbError, match=message):
+        refuse_code(tmp_path)
