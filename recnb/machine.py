@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 
 from recnb import RecnbError
-from recnb.artifacts import atomic_path, runs_folder
+from recnb.artifacts import atomic_path, read_manifest, runs_folder, same_knobs
+from recnb.profile import STAGES, load, root
 from recnb.sources import cache_folder
 
 TOKENS = 2048
@@ -65,25 +66,27 @@ def number_format(width):
     """Which format trains faster, and how fast each is.
 
     The same machine must always choose alike, so the answer is kept in the cache folder under what
-    it depends on: processor, instruction set, library, threads, width.
+    it depends on: processor, instruction set, library, width.
 
     Args:
         width: of the model's hidden vectors.
 
     Returns:
-        Dict: choice ("float32" or "bfloat16"), and GFLOP/s of both on this machine (None on a GPU).
+        Dict: choice ("float32" or "bfloat16"), and GFLOP/s of both on one core (None on a GPU).
     """
     import torch
 
     if torch.cuda.is_available():
-        choice = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        choice = (
+            "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        )
         return {"choice": choice, "float32": None, "bfloat16": None}
     key = " | ".join(
         [
             processor(),
             torch.backends.cpu.get_cpu_capability(),
             os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
-            f"torch {torch.__version__}, {torch.get_num_threads()} threads, width {width}",
+            f"torch {torch.__version__}, one core, width {width}",
         ]
     )
     path = cache_folder() / "machine.json"
@@ -106,6 +109,10 @@ def number_format(width):
 def measure(width, rounds=6):
     """GFLOP/s of forward and backward passes through feed-forward layers, in both formats.
 
+    On one core: beside other work, two threads wait for each other, and their ratio means nothing
+    (bfloat16 / float32 on a busy AMD EPYC with two cores: 0.8 to 2.2 with two threads, 2.0 to 2.4
+    with one).
+
     Args:
         width: size of the vectors; the layers between are four times as wide.
         rounds: passes in each format, in turns; the fastest counts, since other work on the machine
@@ -113,10 +120,22 @@ def measure(width, rounds=6):
     """
     import torch
 
-    torch.manual_seed(0)
-    up, down = torch.nn.Linear(width, 4 * width), torch.nn.Linear(4 * width, width)
-    x = torch.randn(TOKENS, width, requires_grad=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        best = _fastest(width, rounds)
+    finally:
+        torch.set_num_threads(threads)
     operations = 3 * 2 * 2 * TOKENS * width * 4 * width  # forward and twice backward, two layers
+    return {name: round(operations / seconds / 1e9, 1) for name, seconds in best.items()}
+
+
+def _fastest(width, rounds):
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    up, down = torch.nn.Linear(width, 4 * width), torch.nn.Linear(4 * width, width)
+    x = torch.randn(TOKENS, width, generator=generator, requires_grad=True)
     best = {"float32": float("inf"), "bfloat16": float("inf")}
     for turn in range(rounds):
         for name in best:
@@ -127,7 +146,7 @@ def measure(width, rounds=6):
                 loss = down(torch.relu(up(x))).square().mean()
             loss.backward()
             best[name] = min(best[name], time.perf_counter() - start)
-    return {name: round(operations / seconds / 1e9, 1) for name, seconds in best.items()}
+    return best
 
 
 HUB_WIDTH = 576
@@ -157,7 +176,9 @@ def describe(model_knobs):
     speed = recorded(model_knobs)
     why = "model.autocast says so" if model_knobs.autocast != "auto" else "what the GPU is made for"
     if speed.get("float32"):
-        why = f"float32 {speed['float32']:.0f}, bfloat16 {speed['bfloat16']:.0f} GFLOP/s"
+        why = (
+            f"float32 {speed['float32']:.0f}, bfloat16 {speed['bfloat16']:.0f} GFLOP/s on one core"
+        )
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     busy = psutil.cpu_percent(0.2)
     folder = runs_folder()
@@ -172,5 +193,63 @@ def describe(model_knobs):
     if busy > 50:
         lines.append(
             f"warning: the cores are busy already ({busy:.0f} %): the run will take longer"
+        )
+    return lines
+
+
+REFERENCE = "papermill_runs/reference/laptop"
+TRAINED = ["04_sft", "05_ppo", "08_tallrec"]
+"""Stages whose time is mostly training, in the format chosen."""
+HOURS = 1.2
+"""An allowance for other hours and other work on the machine; assumed, not measured."""
+
+
+def estimate(profile):
+    """How long the profile's stages take on this machine, and whether its memory will do.
+
+    Based on the committed manifests of the reference run and on the speed of one core times the
+    cores, here and on the machine that made it. Only stages with the reference's knobs (and such
+    knobs before them) are estimated; nothing is guessed about others.
+
+    Returns:
+        A list of lines.
+    """
+    import torch
+
+    folder = root() / REFERENCE
+    made = load(folder / "profile.yaml")
+    model = profile.model.model_copy(update={"autocast": made.model.autocast})
+    data = profile.data.model_copy(update={"item_noun": made.data.item_noun})
+    alike = profile.model_copy(update={"model": model, "data": data, "seed": made.seed})
+    known = [stage for stage in STAGES if same_knobs(alike, stage, folder)]
+    if torch.cuda.is_available() or not known:
+        why = "it had no GPU" if torch.cuda.is_available() else "its data or teacher are others"
+        return [f"no estimate: the only run it could come from is {REFERENCE}, and {why}"]
+    manifests = {stage: read_manifest(folder / stage, stage) for stage in known}
+    there = json.loads((folder.parent / "speed.json").read_text(encoding="utf-8"))
+    kept, fresh = number_format(profile.model.width), measure(profile.model.width)
+    # The figures kept with the choice may have been taken beside other work.
+    here = {name: max(kept[name], fresh[name]) for name in fresh}
+    chosen = recorded(profile.model)["choice"]
+    low = high = 0.0
+    for stage, manifest in manifests.items():
+        ours, theirs = (chosen, "bfloat16") if stage in TRAINED else ("float32", "float32")
+        slower = there[theirs] * there["cores"] / (here[ours] * cores())
+        # Not all of a stage is matrix products: the truth lies between all and nothing scaled.
+        low += manifest["wall_seconds"] * min(1, slower) / HOURS
+        high += manifest["wall_seconds"] * max(1, slower) * HOURS
+    lines = [
+        f"estimate: {low / 60:.0f} to {high / 60:.0f} minutes for all of {', '.join(known)}, from "
+        f"{REFERENCE} and the speed of matrix products here and there"
+    ]
+    if len(known) < len(STAGES):
+        lines.append(
+            f"no estimate of {', '.join(s for s in STAGES if s not in known)}: other knobs"
+        )
+    needed = max(manifest["peak_memory_mib"] for manifest in manifests.values()) * 2**20
+    if min(memory(), psutil.virtual_memory().available) < needed:
+        lines.append(
+            f"warning: the reference run needed {needed / 2**30:.1f} GiB of memory in one stage, "
+            f"and only {min(memory(), psutil.virtual_memory().available) / 2**30:.1f} GiB are free"
         )
     return lines

@@ -93,3 +93,39 @@ def test_tables_do_not_depend_on_the_processor(switches, tmp_path):
     in_its_own_process(code, **switches)
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert made == {path.name: path.read_bytes() for path in (reference / "tables").iterdir()}
+
+
+def set_speed(monkeypatch, times):
+    """A machine without a GPU, so many times as fast as the one of the reference run."""
+    there = json.loads((root() / "papermill_runs" / "reference" / "speed.json").read_text())
+    speeds = {name: there[name] * times for name in ("float32", "bfloat16")}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(machine, "measure", lambda width: speeds)
+    monkeypatch.setattr(machine, "number_format", lambda width: {"choice": "bfloat16"} | speeds)
+
+
+def minutes(lines):
+    return [int(word) for word in lines[0].split(":")[1].split() if word.isdigit()]
+
+
+def test_the_estimate_is_the_reference_run_scaled(monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    set_speed(monkeypatch, 1)
+    low, high = minutes(machine.estimate(load("laptop")))
+    assert low < 58 < high, "the reference run took 58 minutes"
+    set_speed(monkeypatch, 0.5)
+    slower = minutes(machine.estimate(load("laptop")))
+    assert slower[0] == low and slower[1] == pytest.approx(2 * high, abs=1)
+
+
+def test_nothing_is_guessed_about_other_knobs(monkeypatch):
+    set_speed(monkeypatch, 1)
+    assert "no estimate" in machine.estimate(load("smoke"))[0]
+    lines = machine.estimate(load("laptop", {"ppo.steps": 7}))
+    assert "05_ppo" not in lines[0] and "no estimate of 05_ppo" in lines[1]
+
+
+def test_too_little_memory_is_said_before(monkeypatch):
+    set_speed(monkeypatch, 1)
+    monkeypatch.setattr(machine, "memory", lambda: 4 << 30)
+    assert "6.6 GiB" in machine.estimate(load("laptop"))[-1]
