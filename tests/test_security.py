@@ -108,3 +108,11 @@ def test_a_config_that_points_to_code_is_refused(tmp_path, name, text, message):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(RecnbError, match=message):
         refuse_code(tmp_path)
+
+
+def test_a_pickled_adapter_beside_safetensors_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").write_bytes(b"never read")
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(RecnbError, match="no adapter_model.safetensors there"):
+        refuse_code(tmp_path)

@@ -94,9 +94,12 @@ def refuse_code(folder):
                 f"{folder / name}: auto_map points to the author's own code, which is never run: "
                 "use a model whose class transformers has"
             )
-    if not list(folder.glob("*.safetensors")):
+    # Beside other safetensors, PEFT would still read a pickle in an adapter's place.
+    adapter = (folder / "adapter_config.json").is_file()
+    weights = "adapter_model.safetensors" if adapter else "*.safetensors"
+    if not list(folder.glob(weights)):
         raise RecnbError(
-            f"model {folder}: no *.safetensors there; other weights (.bin, .pt) can carry code and "
+            f"model {folder}: no {weights} there; other weights (.bin, .pt) can carry code and "
             "are not read: convert them to safetensors"
         )
 
