@@ -55,6 +55,31 @@ def test_ppo_updates_actor_critic_and_head_but_not_the_reference(setup, world, t
     assert not (tmp_path / "checkpoints" / "run").exists()
 
 
+class PowerCut(Exception):
+    pass
+
+
+def test_a_resumed_training_ends_where_an_undisturbed_one_does(setup, world, teacher, tmp_path):
+    model, codec, requests, knobs = setup
+    knobs = knobs.model_copy(update={"steps": 4, "checkpoints": 4})
+
+    def train(folder, show=lambda row: None):
+        given = copy.deepcopy(model), codec, requests, teacher, world[0], knobs, 0, folder, 30
+        return train_ppo(*given, show, autocast=False)
+
+    def cut(row):
+        if row["step"] == 6:  # the third of four batches; the last checkpoint may be of step 4
+            raise PowerCut
+
+    calm, _ = train(tmp_path / "calm")
+    with pytest.raises(PowerCut):
+        train(tmp_path / "rough", cut)
+    resumed, _ = train(tmp_path / "rough")
+    expected, found = calm.state_dict(), resumed.state_dict()
+    trained = [name for name in expected if "lora" in name or "v_head" in name]
+    assert trained and all(torch.equal(expected[name], found[name]) for name in trained)
+
+
 def test_sampling_uses_the_merged_adapter_and_gives_the_weights_back(setup):
     model, codec, _, _ = setup
     peft = with_adapters(copy.deepcopy(model), 4, 8).eval()

@@ -124,8 +124,8 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         self.requests, self.codec, self.teacher, self.catalog = requests, codec, teacher, catalog
         self.knobs, self.max_new = knobs, max_new
         self.draft = drafting(codec, catalog)
-        own_seed = seed + self.accelerator.process_index
-        self.generator = torch.Generator(device=model.device).manual_seed(own_seed)
+        self.seed = seed + self.accelerator.process_index
+        self.generator = torch.Generator(device=model.device)
 
     def create_optimizer(self, model=None):
         """AdamW with one learning rate for the actor and one for the critic."""
@@ -154,6 +154,9 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
             both_trainable(model).set_adapter("actor")
             model.eval()
             drafts = [self.draft(r.k) for r in requests] if self.draft else None
+            # Each step has a seed of its own: a resumed training draws what it would have drawn.
+            draw = np.random.default_rng([self.seed, 119, self.state.global_step])
+            self.generator.manual_seed(int(draw.integers(2**62)))
             sampling = self.max_new, knobs.temperature, self.generator
             # The trainer's autocast sits around the outer model; prepacked float32 is faster.
             plain = model.get_base_model()
