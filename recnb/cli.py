@@ -119,7 +119,10 @@ def status(run_name: RunArgument = "laptop"):
     folder = existing_run(run_name)
     resolved = profile.load(folder / "profile.yaml")
     if owner(folder):
-        print(held_by(folder))
+        from recnb.workflow.launch import under_way
+
+        where = under_way(folder) or ": no notebook at this moment"
+        print(f"{held_by(folder)}\nunder way{where}")
     for stage in profile.STAGES:
         if is_done(resolved, stage, folder):
             manifest = read_manifest(folder / stage, stage)

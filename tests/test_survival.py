@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from recnb.artifacts import is_done, sha256
-from recnb.owner import VARIABLE, owner
-from recnb.profile import STAGES, load, root
+from recnb.cli import status
+from recnb.owner import VARIABLE, owner, owning
+from recnb.profile import STAGES, load, root, save
 
 EPOCHS = "teacher.max_epochs=400"
 SLOW = ["--until", "02_teacher", "--set", EPOCHS, "--set", "teacher.patience=400"]
@@ -140,6 +141,22 @@ def test_a_notebook_of_someone_else_is_refused(begun):
     )
     assert other.returncode == 1 and f"is being run by process {run.pid}" in other.stderr
     assert (folder / "smoke" / "01_data" / "manifest.json").is_file()
+
+
+def test_status_names_owner_and_stage(tmp_path, monkeypatch, capsys, smoke):
+    monkeypatch.setenv("RECNB_RUNS", str(tmp_path))
+    stage = tmp_path / "smoke" / "04_sft"
+    stage.mkdir(parents=True)
+    save(smoke, stage.parent / "profile.yaml")
+    (stage / ".clock.json").write_text("{}")
+    (stage / ".progress.json").write_text('{"text": "SL stage, steps", "done": 3, "of": 9}')
+    with owning(stage.parent):
+        status("smoke")
+    shown = capsys.readouterr().out
+    assert f"is being run by process {os.getpid()} on" in shown
+    assert "under way in 04_sft (SL stage, steps: 3 of 9)" in shown
+    status("smoke")
+    assert "under way" not in capsys.readouterr().out
 
 
 def test_failing_snakemake_shows_why(tmp_path):

@@ -61,7 +61,7 @@ def run_profile(resolved, folder, until=""):
         except Stopped as stop:
             number = stop.args[0]
             print(
-                f"\nrecnb: {signal.Signals(number).name}, stopped{_where(folder)}. The same "
+                f"\nrecnb: {signal.Signals(number).name}, stopped{under_way(folder)}. The same "
                 "command goes on from here: finished notebooks and the last checkpoint are kept",
                 file=sys.stderr,
             )
@@ -135,7 +135,7 @@ def _why(folder, code):
     return f"Snakemake ended with exit code {code}; the end of its log:\n{end}\nThen {kept}"
 
 
-def _where(folder):
+def under_way(folder):
     """ " in 04_sft (SL stage, steps: 3 of 9)", or nothing before the first notebook."""
     found = []
     for path in folder.glob("*/.clock.json"):
