@@ -33,12 +33,6 @@ AnsweredRun = Annotated[str, typer.Option("--run", help="the run whose requests 
 FolderOption = Annotated[str, typer.Option(help="folder of the run, instead of its name")]
 
 
-REFERENCE = (
-    "for comparison: the laptop profile's reference run took 58 minutes and 6.6 GiB of memory on 2 "
-    "cores of an AMD EPYC, in bfloat16"
-)
-
-
 def overrides(pairs):
     """``["sft.rank=32"]`` -> ``{"sft.rank": 32}``; values are read as YAML."""
     result = {}
@@ -108,7 +102,6 @@ def doctor(name: ProfileArgument = "laptop", set_: SetOption = []):  # noqa: B00
 
     resolved = profile.load(name, overrides(set_))
     print("\n".join(describe(resolved.model) + estimate(resolved)))
-    print(REFERENCE)
 
 
 @app.command()

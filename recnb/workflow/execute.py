@@ -45,10 +45,11 @@ def execute(stage, profile_path, run_folder):
     source = root() / "notebooks" / f"{stage}.ipynb"
     target = run_folder / "notebooks" / f"{stage}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
-    parameters = {"profile": str(profile_path), "run": str(run_folder), "overrides": {}}
+    parameters = {"profile": str(profile_path), "run": run_folder.name, "overrides": {}}
     missing = set(parameters) - set(papermill.inspect_notebook(source))
     if missing:
         raise RecnbError(f"{source}: the parameters cell lacks {', '.join(sorted(missing))}")
+    os.environ["RECNB_RUNS"] = str(run_folder.parent)  # where the kernel finds the run's name
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     for name, value in KEPT_MEMORY.items():  # heeded by the kernel, a new process
         os.environ.setdefault(name, value)
