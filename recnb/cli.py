@@ -95,6 +95,24 @@ def run(
         _summarise(runs, runs_folder() / f"{run_name}-seeds.csv")
 
 
+@app.command("check-data")
+def check_data(
+    folder: Annotated[Path, typer.Argument(help="folder of items.csv, interactions.csv")],
+    name: Annotated[str, typer.Option("--profile", help="profile")] = "laptop",
+    set_: SetOption = [],  # noqa: B006
+):
+    """Say what is wrong with a catalogue of your own, and what is suspicious."""
+    from recnb.datasets.check import check
+
+    changed = overrides(set_) | {"data.dataset": "tabular", "data.path": str(folder)}
+    problems, warnings = check(profile.load(name, changed))
+    for sentence in warnings:
+        print(f"warning: {sentence}")
+    if problems:
+        raise RecnbError("\n".join([f"{folder} cannot be used:", *problems]))
+    print(f"{folder}: {len(warnings)} warnings, no problem")
+
+
 @app.command()
 def doctor(name: ProfileArgument = "laptop", set_: SetOption = []):  # noqa: B006
     """Say what this machine is and what a run of the profile would choose on it."""

@@ -8,6 +8,7 @@ from recnb import RecnbError
 from recnb.catalog import Catalog, clean_title, shorten, unique_titles
 from recnb.datasets import assemble, tabular
 from recnb.interactions import Histories, k_core, statistics, time_order
+from recnb.profile import Data
 
 
 @pytest.mark.parametrize(
@@ -98,26 +99,26 @@ LOG = "user,item,timestamp\n" + "".join(f"{u},{i},{i}\n" for u in range(3) for i
     [
         (ITEMS.replace("categories", "genre"), LOG, "no column 'categories'"),
         (BARE, LOG, "categories is empty"),
-        (ITEMS + "1,Again,A\n", LOG, "row 5: item '1' stands there twice"),
-        (ITEMS, LOG.replace("0,2,2", "0,2,yesterday"), "row 3: timestamp 'yesterday'"),
+        (ITEMS + "1,Again,A\n", LOG, "line 5: item '1' stands there twice"),
+        (ITEMS, LOG.replace("0,2,2", "0,2,yesterday"), "line 3: timestamp 'yesterday'"),
         (ITEMS, LOG.replace("timestamp", "date"), "no column 'timestamp'"),
-        (ITEMS, LOG.replace("1,3,3", "1,8,3"), "row 7: item '8' is not in items.csv"),
+        (ITEMS, LOG.replace("1,3,3", "1,8,3"), "line 7: item '8' is not in the table of items"),
     ],
 )
 def test_tabular_names_file_and_row(tmp_path, items, log, message):
     (tmp_path / "items.csv").write_text(items)
     (tmp_path / "interactions.csv").write_text(log)
     with pytest.raises(RecnbError, match=message):
-        tabular.read(tmp_path)
+        tabular.read(Data(dataset="tabular", path=str(tmp_path)))
 
 
 def test_tabular_works(tmp_path):
     (tmp_path / "items.csv").write_text(ITEMS)
     (tmp_path / "interactions.csv").write_text(LOG)
-    catalog, histories = assemble(*tabular.read(tmp_path), 3)
+    catalog, histories = assemble(*tabular.read(Data(dataset="tabular", path=str(tmp_path))), 3)
     assert catalog.titles[1:] == ["One", "Two", "Three"] and len(histories) == 3
-    with pytest.raises(RecnbError, match="items.csv does not exist"):
-        tabular.read(tmp_path / "nothing")
+    with pytest.raises(RecnbError, match="nothing does not exist"):
+        tabular.read(Data(dataset="tabular", path=str(tmp_path / "nothing")))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.01])

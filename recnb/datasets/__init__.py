@@ -25,7 +25,7 @@ def read(knobs, seed):
         return synthetic.read(knobs.synthetic_users, knobs.synthetic_items, seed)
     if knobs.dataset == "movielens-100k":
         return movielens.read()
-    return tabular.read(knobs.path)
+    return tabular.read(knobs)
 
 
 def assemble(items, log, k):

@@ -15,6 +15,7 @@ import psutil
 
 from recnb import RecnbError, profile, sources
 from recnb.artifacts import is_done
+from recnb.datasets.check import before_run
 from recnb.machine import describe, estimate
 from recnb.owner import end_tree, owning
 
@@ -50,6 +51,7 @@ def run_profile(resolved, folder, until=""):
             if all(done) and (until or page.is_file()):
                 print(f"{folder.name}: all {len(stages)} notebooks are up to date")
                 return
+            before_run(resolved)
             print("\n".join(describe(resolved.model) + estimate(resolved)), flush=True)
             _clear(folder, stages[done.index(False) if False in done else len(stages) :])
             for source in sources.needed(resolved):

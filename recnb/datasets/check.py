@@ -1,0 +1,193 @@
+"""What is wrong, and what is suspicious, in people's own tables: before anything is computed."""
+
+import pandas as pd
+
+from recnb import RecnbError
+from recnb.catalog import clean_title
+from recnb.datasets import kept
+from recnb.datasets.tabular import load, shown
+
+LEAST_USERS = 10
+"""Users left after filtering: below, no interval over users says anything."""
+LEAST_CATEGORIES = 2
+"""A wish against a category needs another one to choose from."""
+NEARLY_ALL, HARDLY_ANY = 0.9, 3
+"""A category of more than this share, or of fewer than so many items, makes a poor wish."""
+
+
+def before_run(profile):
+    """Check a tabular profile's data; print what is suspicious.
+
+    Raises:
+        RecnbError: what would make a stage fail, all of it, one problem a line.
+    """
+    if profile.data.dataset != "tabular":
+        return
+    problems, warnings = check(profile)
+    if problems:
+        raise RecnbError("\n".join(["the data cannot be used:", *problems]))
+    for sentence in warnings:
+        print(f"warning: {sentence}")
+
+
+def warnings_of(profile):
+    """What is suspicious in a tabular profile's data; nothing for the kit's own datasets."""
+    return check(profile)[1] if profile.data.dataset == "tabular" else []
+
+
+def check(profile):
+    """All problems and warnings of a profile's tables.
+
+    Returns:
+        ``(problems, warnings)``, two lists of sentences.
+    """
+    data = profile.data
+    tables = load(data)
+    if tables.problems or tables.items is None or tables.log is None:
+        return tables.problems, tables.notes
+    items, log = tables.items, tables.log
+    left, events, problem = _filtered(items, log, data.k_core)
+    if problem:
+        return [problem], tables.notes
+    problems = _limits(profile, left, events)
+    warnings = [*tables.notes, *_titles(items), *_categories(items, left, data)]
+    warnings += [*_times(log, events), *_removed(items, log, left, events, data.k_core)]
+    return problems, warnings + _ratings(log, profile.tallrec)
+
+
+def _filtered(items, log, k):
+    try:
+        left, events = kept(items, log, k)
+    except RecnbError as error:
+        users, of = log["user"].nunique(), log["item"].nunique()
+        return None, None, f"{error} ({users:,} users, {of:,} items, {len(log):,} interactions)"
+    if events.empty:
+        return None, None, "no user has three interactions, the least for a history and two targets"
+    return left, events, None
+
+
+def _limits(profile, items, log):
+    """Sentences about what is too small for some stage."""
+    lengths = log["user"].value_counts()
+    names = {name for own in items["categories"] for name in own}
+    most = max(profile.instructions.k_max, profile.ppo.k_max, profile.evaluation.format_k[1])
+    need = most + profile.data.history_length
+    found = []
+    if len(lengths) < LEAST_USERS:
+        found.append(f"{len(lengths)} users are left, at least {LEAST_USERS} are needed")
+    if len(items) < need:
+        found.append(
+            f"{len(items)} items are left, at least {need} are needed: lists of up to {most} "
+            f"(instructions.k_max, ppo.k_max, evaluation.format_k) beside histories of "
+            f"{profile.data.history_length} (data.history_length)"
+        )
+    if len(names) < LEAST_CATEGORIES:
+        found.append(f"{len(names)} category is left, at least {LEAST_CATEGORIES} are needed")
+    if lengths.max() < 4:
+        found.append("no user has four interactions, the least to learn from, validate and test")
+    return [f"{text} (after filtering with data.k_core {profile.data.k_core})" for text in found]
+
+
+def _titles(items):
+    found = []
+    twice = items["title"].map(clean_title).str.casefold().duplicated()
+    if twice.any():
+        title = shown(items["title"][twice].iloc[0])
+        found.append(
+            f"{int(twice.sum()):,} titles stand there more than once, the first {title!r}: later "
+            'ones get " (2)"; if they are the same item, merge them'
+        )
+    marked = items["title"].str.contains(r"<[a-zA-Z/]|&[a-z]+;", regex=True)
+    if marked.any():
+        title = shown(items["title"][marked].iloc[0])
+        found.append(f"{int(marked.sum()):,} titles hold markup, which is removed: {title!r}")
+    return found
+
+
+def _categories(items, left, data):
+    found = []
+    sizes = pd.Series([name for own in left["categories"] for name in own]).value_counts()
+    alone = items["categories"].map(len).le(1).all()
+    for sign in [s for s in (",", ";", "|", "/") if alone and s != data.category_separator]:
+        inside = sizes[sizes.index.str.contains(sign, regex=False)]
+        pieces = {piece.strip() for name in sizes.index for piece in name.split(sign)}
+        if len(inside) > len(sizes) / 4 and len(pieces) < 0.7 * len(sizes):
+            found.append(
+                f"{len(sizes):,} categories on {len(left):,} items, {len(inside):,} of which hold "
+                f'"{sign}" (such as {shown(inside.index[0])!r}): is that what separates them? Set '
+                "data.category_separator to it"
+            )
+    nearly = sizes[sizes > NEARLY_ALL * len(left)]
+    if len(nearly):
+        share = nearly.iloc[0] / len(left)
+        found.append(
+            f"category {shown(nearly.index[0])!r} is on {share:.0%} of the items: any list meets "
+            "a wish for it, hardly any one against it"
+        )
+    hardly = sizes[sizes < HARDLY_ANY]
+    if len(hardly):
+        found.append(
+            f"{len(hardly):,} of {len(sizes):,} categories have fewer than {HARDLY_ANY} items "
+            f"(such as {shown(hardly.index[-1])!r}): lists of them cannot be filled"
+        )
+    if len(sizes) < 4:
+        found.append(f"only {len(sizes)} categories: wishes say little")
+    bare = left["categories"].map(len).eq(0)
+    if bare.any():
+        found.append(f"{int(bare.sum()):,} of {len(left):,} items have no category")
+    return found
+
+
+def _times(log, events):
+    """Warnings about the order of histories; ``events`` is in that order."""
+    found, stamps = [], log["timestamp"]
+    if stamps.nunique() == 1:
+        return ["all timestamps are equal: histories have the order of the file"]
+    if stamps.abs().max() > 1e11:
+        found.append("timestamps look like milliseconds: that is fine, only their order counts")
+    fine = stamps[stamps.ne(0)]
+    if len(stamps) > 100 and stamps.nunique() < len(stamps) / 50 and (fine % 1000).eq(0).all():
+        found.append(
+            f"{len(stamps):,} timestamps have only {stamps.nunique():,} different values, all "
+            "multiples of 1,000: a spreadsheet may have rounded them (1.555e+12), so that their "
+            "order is lost"
+        )
+    before = events.groupby("user")["timestamp"].shift()
+    same = events["timestamp"].eq(before)
+    users = events["user"].nunique()
+    ties = int(same.groupby(events["user"]).any().sum())
+    last = int(same[~events["user"].duplicated(keep="last")].sum())
+    if ties > users / 10:
+        found.append(
+            f"{ties / users:.0%} of the users have interactions at the same time, and for "
+            f"{last / users:.0%} the test item ties with the one before it: file order decides"
+        )
+    median = events["user"].value_counts().median()
+    if median < 5:
+        found.append(f"histories are short: half of them have at most {median:.0f} interactions")
+    return found
+
+
+def _removed(items, log, left, events, k):
+    parts = [
+        ("users", log["user"].nunique(), events["user"].nunique()),
+        ("items", len(items), len(left)),
+        ("interactions", len(log), len(events)),
+    ]
+    if all(now > 0.9 * before for _, before, now in parts):
+        return []
+    told = [f"{before - now:,} of {before:,} {what}" for what, before, now in parts if now < before]
+    return [f"filtering (data.k_core {k}, at least 3 a user, no doubles) removes {', '.join(told)}"]
+
+
+def _ratings(log, tallrec):
+    if "rating" not in log:
+        return []
+    low, high = log["rating"].min(), log["rating"].max()
+    liked = (log["rating"] > tallrec.like_above).mean()
+    if 0.2 <= liked <= 0.9:
+        return []
+    return [
+        f"ratings run from {low:g} to {high:g}, and {liked:.0%} of them are above "
+        f"tallrec.like_above ({tallrec.like_above:g}): set it to what a like is on this scale"
+    ]
