@@ -216,10 +216,18 @@ def _items(table, knobs):
     return frame.assign(categories=categories)
 
 
+def _numbers(text):
+    """Strings as floats, NaN where one is none; the quick way where all of them are."""
+    try:
+        return text.astype(float)
+    except ValueError:
+        return pd.to_numeric(text, errors="coerce")
+
+
 def _log(table, items):
     frame = table.frame.assign(item=table.frame["item"].str.strip())
     table.frame = frame
-    stamps = pd.to_numeric(frame["timestamp"], errors="coerce")
+    stamps = _numbers(frame["timestamp"])
     if stamps.isna().any():
         dates = pd.to_datetime(frame["timestamp"], errors="coerce", format="ISO8601", utc=True)
         if dates.notna().mean() > stamps.notna().mean():
@@ -244,7 +252,7 @@ def _log(table, items):
         table.first(unknown, "item", text)
     frame = frame.assign(timestamp=stamps)
     if "rating" in frame:
-        ratings = pd.to_numeric(frame["rating"], errors="coerce")
+        ratings = _numbers(frame["rating"])
         comma = frame["rating"].str.contains(",", regex=False).any()
         hint = ": write decimals with a point" if comma else ""
         table.first(ratings.isna(), "rating", "rating {!r} is not a number" + hint)
