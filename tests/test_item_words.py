@@ -1,7 +1,10 @@
 """A catalogue of games reads nothing about films: the words are the catalogue's own."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +12,8 @@ import pytest
 
 from recnb.baselines import tallrec
 from recnb.evaluation.tables import reported
+from recnb.profile import root
+from tests.catalogues import books, games
 
 FILM = re.compile(r"film|movie|cinema", re.IGNORECASE)
 QUOTED = re.compile(r"MovieLens|The paper's datasets: Movie |Movie \(paper\)|paper, Movie")
@@ -51,3 +56,23 @@ def test_the_table_of_a_book_catalogue_has_one_domain_of_its_own():
     own = table[~table["system"].str.endswith("(paper)")]
     assert set(own["domain"]) == {"book"} and not own["note"].str.contains("not run").any()
     assert not film_words(table.to_csv())
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("make, noun", [(games, "game"), (books, "book")])
+def test_a_whole_run_of_another_catalogue_names_no_films(make, noun, tmp_path):
+    """Every text that all nine notebooks and the report write."""
+    folder = make(tmp_path / "tables")
+    knobs = [f"data.path={folder}", f"data.item_noun={noun}", "tallrec.like_above=6"]
+    command = [sys.executable, "-m", "recnb.cli", "run", "smoke", "--run", noun]
+    for knob in ["data.dataset=tabular", "instructions.chat_share=0", *knobs]:
+        command += ["--set", knob]
+    environment = os.environ | {"RECNB_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root())
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "runs" / noun
+    for path in run.rglob("*"):
+        if path.suffix in (".ipynb", ".html", ".md", ".csv", ".tex", ".json", ".txt"):
+            assert not film_words(path.read_text(encoding="utf-8")), path
+    train = pd.read_parquet(run / "03_instructions" / "train.parquet")
+    assert not film_words("\n".join([*train["prompt"], *train["completion"]]))
