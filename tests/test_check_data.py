@@ -1,5 +1,9 @@
 """People's own tables: every problem with file, line and value; what is suspicious with figures."""
 
+import os
+import shutil
+import subprocess
+import sys
 import time
 
 import pandas as pd
@@ -11,7 +15,7 @@ from recnb import RecnbError
 from recnb.datasets import build
 from recnb.datasets.check import before_run, check
 from recnb.datasets.tabular import load as load_tables
-from recnb.profile import load
+from recnb.profile import load, root
 from tests.catalogues import GAMES, books, games, tables, write
 
 
@@ -166,6 +170,23 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, items, log):
         build(own(folder).data, 0)
     except RecnbError as error:
         assert str(error)
+
+
+def test_a_relative_folder_is_that_of_the_terminal(tmp_path):
+    """Notebooks run elsewhere; and bad tables end the run before any of them starts."""
+    books(tmp_path / "books")
+    command = [sys.executable, "-m", "recnb.cli", "run", "smoke", "--until", "01_data", "--set"]
+    command += ["data.dataset=tabular", "--set", "data.path=books", "--set"]
+    command += ["tallrec.like_above=6", "--run", "mine"]
+    environment = os.environ | {"RECNB_RUNS": str(tmp_path / "runs"), "PYTHONPATH": str(root())}
+    how = {"env": environment, "cwd": tmp_path, "capture_output": True, "text": True}
+    done = subprocess.run(command, **how)
+    assert done.returncode == 0 and "[1/9] 01_data done" in done.stdout, done.stderr
+    (tmp_path / "books" / "items.csv").write_text("")
+    shutil.rmtree(tmp_path / "runs")
+    done = subprocess.run(command, **how)
+    assert done.returncode == 1 and "items.csv: is empty" in done.stderr
+    assert "[1/9]" not in done.stdout
 
 
 @pytest.mark.nightly

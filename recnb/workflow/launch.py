@@ -41,6 +41,9 @@ def run_profile(resolved, folder, until=""):
         RecnbError: somebody else runs the folder; a notebook failed; Snakemake failed.
         SystemExit: 128 + the signal's number after Ctrl-C or SIGTERM.
     """
+    if resolved.data.path:  # notebooks run in another working directory than this process
+        data = resolved.data.model_copy(update={"path": str(Path(resolved.data.path).resolve())})
+        resolved = resolved.model_copy(update={"data": data})
     stages = profile.STAGES[: profile.STAGES.index(until) + 1] if until else profile.STAGES
     page = folder / "report.html"
     with owning(folder), _stoppable():
