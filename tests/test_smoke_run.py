@@ -87,7 +87,7 @@ def test_failures_name_notebook_cell_and_error(tmp_path):
         (("run", "smoke", "--set", "sft.rnk=1"), "unknown key"),
         (("run", "smoke", "--until", "09"), "no such stage"),
         (("status", "nothing"), "no such run"),
-        (("report", "nothing"), "does not exist"),
+        (("report", "nothing"), "no such run"),
     ],
 )
 def test_mistakes_are_one_message(tmp_path, arguments, message):
