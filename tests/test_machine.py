@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from recnb import machine
 from recnb.artifacts import Stage
@@ -31,6 +32,12 @@ def test_the_faster_format_is_chosen_and_kept(cache, monkeypatch, half, choice):
     monkeypatch.setattr(machine, "measure", lambda width: {"float32": 1.0, "bfloat16": 1.05})
     assert machine.recorded(load("laptop").model) == {"choice": choice} | speeds
     assert len(json.loads(cache.read_text())) == 1
+
+
+def test_measuring_leaves_the_random_state_alone():
+    before = torch.random.get_rng_state()
+    machine.measure(16, rounds=1)
+    assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_a_profile_may_insist(cache):

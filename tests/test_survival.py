@@ -299,20 +299,3 @@ def test_a_read_only_runs_folder(mounted):
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 1 and "Read-only file system" in errors and "RECNB_RUNS" in errors
     assert "Traceback" not in errors
-
-
-@pytest.mark.nightly
-def test_too_little_memory(tmp_path):
-    import resource
-
-    def little():
-        resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
-
-    run = start(tmp_path, preexec_fn=little)
-    out, errors = run.communicate(timeout=1800)
-    if run.returncode:
-        assert "notebook" in errors and "start the same command again" in errors
-        whole(tmp_path / "smoke")
-    again = start(tmp_path)
-    _, errors = again.communicate(timeout=1800)
-    assert again.returncode == 0, errors
