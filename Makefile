@@ -2,6 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Threads that wait for each other sleep soon instead of spinning (recnb/workflow/execute.py).
+export OMP_WAIT_POLICY ?= passive
+export GOMP_SPINCOUNT ?= 1000
+
 .PHONY: reproduce test nightly bench lab clean setup
 
 ## The main job: set-up, then nine notebooks on MovieLens-100K and a report.

@@ -27,6 +27,12 @@ KEPT_MEMORY = {
 then pays for touching every page of the next one again; with these it keeps them, a fifth off an SL
 step (benchmarks/LOG.md). Ignored elsewhere.
 """
+SHORT_WAITS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+"""OpenMP's threads spin while they wait for each other. Beside one other busy process that makes a
+step of the teacher 17 times slower; threads that go to sleep after a thousand turns (GNU's OpenMP;
+others: at once) cost 1 to 3 % on a free machine and next to nothing beside others
+(benchmarks/LOG.md).
+"""
 
 
 def execute(stage, profile_path, run_folder):
@@ -51,7 +57,7 @@ def execute(stage, profile_path, run_folder):
         raise RecnbError(f"{source}: the parameters cell lacks {', '.join(sorted(missing))}")
     os.environ["RECNB_RUNS"] = str(run_folder.parent)  # where the kernel finds the run's name
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for name, value in KEPT_MEMORY.items():  # heeded by the kernel, a new process
+    for name, value in (KEPT_MEMORY | SHORT_WAITS).items():  # heeded by the kernel, a new process
         os.environ.setdefault(name, value)
     try:
         papermill.execute_notebook(
