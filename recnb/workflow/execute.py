@@ -12,6 +12,8 @@ from pathlib import Path
 
 import nbformat
 import papermill
+import zmq
+from traitlets.config import Config
 
 from recnb import RecnbError
 from recnb.artifacts import is_done
@@ -33,6 +35,28 @@ step of the teacher 17 times slower; threads that go to sleep after a thousand t
 others: at once) cost 1 to 3 % on a free machine and next to nothing beside others
 (benchmarks/LOG.md).
 """
+LESS_MEMORY = {
+    "01_data": "raise data.k_core",
+    "02_teacher": "lower teacher.batch_size or teacher.max_length",
+    "03_instructions": "lower instructions.sequential, .category, .proportion or .search",
+    "04_sft": "raise sft.accumulation, or lower base.batch_size or model.width",
+    "05_ppo": "raise ppo.minibatches, or lower ppo.prompts, ppo.samples or ppo.k_max",
+    "06_evaluation": "lower evaluation.batch_size",
+    "07_case_studies": "lower cases.dial_users",
+    "08_tallrec": "lower tallrec.batch_size or tallrec.held",
+    "09_general_ability": "raise sft.accumulation, or lower general_ability.batch_size",
+}
+"""The knobs behind each notebook's largest arrays."""
+NO_MEMORY = (
+    "can't allocate memory",  # torch
+    "Cannot allocate memory",  # the system
+    "Unable to allocate",  # NumPy
+    "out of memory",  # CUDA
+    "bad_alloc",  # C++
+    "malloc of size",  # pyarrow
+    "can't start new thread",
+)
+"""What libraries write where memory is refused; only some of them raise a ``MemoryError``."""
 
 
 def execute(stage, profile_path, run_folder):
@@ -44,8 +68,8 @@ def execute(stage, profile_path, run_folder):
         run_folder: folder of the run; the executed notebook goes to ``notebooks/<stage>.ipynb``.
 
     Raises:
-        RecnbError: a failed cell (named, with its error), a dead kernel, a parameter that the
-            notebook lacks.
+        RecnbError: a failed cell (named, with its error), memory that ran out, a dead kernel, a
+            parameter that the notebook lacks.
     """
     run_folder, profile_path = Path(run_folder).resolve(), Path(profile_path).resolve()
     source = root() / "notebooks" / f"{stage}.ipynb"
@@ -59,18 +83,32 @@ def execute(stage, profile_path, run_folder):
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     for name, value in (KEPT_MEMORY | SHORT_WAITS).items():  # heeded by the kernel, a new process
         os.environ.setdefault(name, value)
+    # Code and outputs go encrypted between here and the kernel: every user of the machine could
+    # read them from a plain TCP port, which the kernel warns of on the terminal.
+    way = Config(
+        {"KernelManager": {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}}
+    )
     try:
         papermill.execute_notebook(
-            source, target, parameters, progress_bar=False, cwd=str(root()), kernel_name="python3"
+            source,
+            target,
+            parameters,
+            progress_bar=False,
+            cwd=str(root()),
+            kernel_name="python3",
+            config=way,
         )
     except papermill.PapermillExecutionError as error:
-        where = f"notebook {stage}, cell {error.cell_index}"
+        reason = f"{error.ename}: {error.evalue}"
+        if out_of_memory(error.ename, error.evalue):
+            reason = f"the memory ran out ({reason}): {LESS_MEMORY[stage]}, or free memory"
         raise RecnbError(
-            f"{where}: {error.ename}: {error.evalue}\nexecuted notebook: {target}"
+            f"notebook {stage}, cell {error.cell_index}: {reason}\nexecuted notebook: {target}"
         ) from None
     except Exception as error:  # the kernel died: papermill and nbclient raise several kinds
         raise RecnbError(
-            f"notebook {stage}: {type(error).__name__}: {error}\nexecuted notebook: {target}"
+            f"notebook {stage}: {type(error).__name__}: {error}. If the system ended it because "
+            f"the memory ran out: {LESS_MEMORY[stage]}\nexecuted notebook: {target}"
         ) from error
     _shorten_paths(target, run_folder)
     if not is_done(load(profile_path), stage, run_folder):
@@ -78,6 +116,11 @@ def execute(stage, profile_path, run_folder):
             f"notebook {stage} ended without a valid manifest: its kernel died or its last cell "
             f"did not run\nexecuted notebook: {target}"
         )
+
+
+def out_of_memory(name, text):
+    """True if an error (its class's name and text) says that memory was refused."""
+    return name.endswith("MemoryError") or any(words in text for words in NO_MEMORY)
 
 
 def _shorten_paths(notebook_path, run_folder):
