@@ -16,6 +16,7 @@ from recnb.artifacts import (
     run_folder,
     runs_folder,
 )
+from recnb.text_safety import visible
 
 app = typer.Typer(
     add_completion=False,
@@ -107,10 +108,10 @@ def check_data(
     changed = overrides(set_) | {"data.dataset": "tabular", "data.path": str(folder)}
     problems, warnings = check(profile.load(name, changed))
     for sentence in warnings:
-        print(f"warning: {sentence}")
+        print(f"warning: {visible(sentence)}")
     if problems:
         raise RecnbError("\n".join([f"{folder} cannot be used:", *problems]))
-    print(f"{folder}: {len(warnings)} warnings, no problem")
+    print(f"{visible(folder)}: {len(warnings)} warnings, no problem")
 
 
 @app.command()
@@ -133,7 +134,7 @@ def status(run_name: RunArgument = "laptop"):
         from recnb.workflow.launch import under_way
 
         where = under_way(folder) or ": no notebook at this moment"
-        print(f"{held_by(folder)}\nunder way{where}")
+        print(visible(f"{held_by(folder)}\nunder way{where}"))
     for stage in profile.STAGES:
         if is_done(resolved, stage, folder):
             manifest = read_manifest(folder / stage, stage)
@@ -176,7 +177,7 @@ def score(
     metrics, target = score_file(file, where, name or file.stem)
     shown = metrics[~metrics["metric"].str.endswith("without control")]
     shown = shown[["task", "metric", "value", "low", "high", "n"]]
-    print(shown.to_markdown(index=False, floatfmt=".4f"))
+    print(visible(shown.to_markdown(index=False, floatfmt=".4f")))
     print(target)
 
 
@@ -207,10 +208,10 @@ def compare(
 
     table, left_out = compare_runs(*folders, system, decoding)
     if left_out:
-        print(f"left out, the requests differ: {', '.join(left_out)}")
+        print(visible(f"left out, the requests differ: {', '.join(left_out)}"))
     alike = table["difference"].eq(0) & table["detectable"].eq(0)
     shown = table[~alike].drop(columns=["table", "b", "detectable"])
-    print(shown.to_markdown(index=False, floatfmt=".4f"))
+    print(visible(shown.to_markdown(index=False, floatfmt=".4f")))
     print(f"{alike.sum()} more comparisons are the same for every user")
     name = f"{first}-against-{second}"
     target = runs_folder() / f"{name}.csv"
@@ -226,14 +227,17 @@ def compare(
 def summarise(
     runs: Annotated[list[str], typer.Argument(help="names of runs that differ in their seed")],
 ):
-    """Mean and standard deviation of every number over several runs, into seeds.csv."""
+    """Mean and standard deviation of every number over several runs, into seeds.csv.
+
+    The primary comparisons' effects over the same runs go into seeds-primary.csv.
+    """
     _summarise(runs, runs_folder() / "seeds.csv")
 
 
 def _summarise(runs, target):
     import pandas as pd
 
-    from recnb.evaluation.statistics import over_seeds
+    from recnb.evaluation.statistics import effects_over_seeds, over_seeds
 
     paths = [existing_run(run) / "tables" / "metrics.csv" for run in runs]
     for path in paths:
@@ -245,7 +249,21 @@ def _summarise(runs, target):
     with atomic_path(target) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6f")
     shown = table[~table["metric"].str.endswith("without control")]
-    print(shown.to_markdown(index=False, floatfmt=".4f"))
+    print(visible(shown.to_markdown(index=False, floatfmt=".4f")))
+    print(target)
+    paths = [path.with_name("primary.csv") for path in paths]
+    older = [path for path in paths if not path.is_file()]
+    if older:
+        print(
+            f"no paired effects over the seeds: {older[0]} does not exist; recnb evaluate "
+            f"{older[0].parent.parent.name} makes it"
+        )
+        return
+    effects = effects_over_seeds([pd.read_csv(path) for path in paths])
+    target = target.with_name(f"{target.stem}-primary.csv")
+    with atomic_path(target) as temporary:
+        effects.to_csv(temporary, index=False, float_format="%.6f")
+    print(visible(effects.to_markdown(index=False, floatfmt=".4f")))
     print(target)
 
 
@@ -254,7 +272,7 @@ def main():
     try:
         app()
     except RecnbError as error:
-        print(f"recnb: {error}", file=sys.stderr)
+        print(f"recnb: {visible(error)}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -4,13 +4,18 @@ import pandas as pd
 
 from recnb import RecnbError
 from recnb.catalog import clean_title
-from recnb.datasets import kept
+from recnb.datasets import kept, numbered
 from recnb.datasets.tabular import load, shown
+from recnb.instructions.synthesis import rehearse, validation_samples
+from recnb.teacher.popularity import Popularity
+from recnb.text_safety import visible
 
 LEAST_USERS = 10
 """Users left after filtering: below, no interval over users says anything."""
 LEAST_CATEGORIES = 2
 """A wish against a category needs another one to choose from."""
+EVALUATED = 10
+"""Titles that a validation or test request asks for."""
 NEARLY_ALL, HARDLY_ANY = 0.9, 3
 """A category of more than this share, or of fewer than so many items, makes a poor wish."""
 
@@ -27,7 +32,7 @@ def before_run(profile):
     if problems:
         raise RecnbError("\n".join(["the data cannot be used:", *problems]))
     for sentence in warnings:
-        print(f"warning: {sentence}")
+        print(f"warning: {visible(sentence)}")
 
 
 def warnings_of(profile):
@@ -50,6 +55,10 @@ def check(profile):
     if problem:
         return [problem], tables.notes
     problems = _limits(profile, left, events)
+    if not problems:
+        catalog, histories = numbered(left, events)
+        problems = _tasks(profile, catalog, histories)
+        tables.notes += _requests(profile, catalog, histories)
     warnings = [*tables.notes, *_titles(items), *_categories(items, left, data)]
     warnings += [*_times(log, events), *_removed(items, log, left, events, data.k_core)]
     return problems, warnings + _ratings(log, profile.tallrec)
@@ -73,7 +82,8 @@ def _limits(profile, items, log):
     """Sentences about what is too small for some stage."""
     lengths = log["user"].value_counts()
     names = {name for own in items["categories"] for name in own}
-    most = max(profile.instructions.k_max, profile.ppo.k_max, profile.evaluation.format_k[1])
+    knobs = profile.instructions.k_max, profile.ppo.k_max, profile.evaluation.format_k[1]
+    most = max(*knobs, EVALUATED)
     need = most + profile.data.history_length
     found = []
     if len(lengths) < LEAST_USERS:
@@ -81,14 +91,59 @@ def _limits(profile, items, log):
     if len(items) < need:
         found.append(
             f"{len(items)} items are left, at least {need} are needed: lists of up to {most} "
-            f"(instructions.k_max, ppo.k_max, evaluation.format_k) beside histories of "
-            f"{profile.data.history_length} (data.history_length)"
+            f"(instructions.k_max, ppo.k_max, evaluation.format_k; validation and test ask for "
+            f"{EVALUATED}) beside histories of {profile.data.history_length} (data.history_length)"
         )
     if len(names) < LEAST_CATEGORIES:
         found.append(f"{len(names)} category is left, at least {LEAST_CATEGORIES} are needed")
     if lengths.max() < 4:
         found.append("no user has four interactions, the least to learn from, validate and test")
     return [f"{text} (after filtering with data.k_core {profile.data.k_core})" for text in found]
+
+
+def _tasks(profile, catalog, histories):
+    """Sentences about tasks that cannot be posed; popularity stands in for the teacher."""
+    teacher = Popularity(histories, len(catalog))
+    known = profile.instructions, profile.data, profile.seed
+    found = rehearse(histories, catalog, teacher, *known)
+    validation = validation_samples(histories, catalog, teacher, *known)
+    if "I0" not in {row["task"] for row in validation}:
+        found.append(
+            f"no user of the validation has {EVALUATED} unseen items left, which its lists ask "
+            f"for: histories hold nearly all of the {len(catalog)} items; bring more items, or "
+            "users with shorter histories"
+        )
+    if not any(catalog.categories[items[-1]] for items in histories.items):
+        found.append("no user's last item, the test target, has a category: no wish can be tested")
+    return found
+
+
+def _requests(profile, catalog, histories):
+    """Warnings about requests that some users, or all, cannot be asked."""
+    users, found = len(histories), []
+    targets = [catalog.categories[items[-1]] for items in histories.items]
+    bare = sum(not names for names in targets)
+    if bare:
+        found.append(
+            f"the test items of {bare:,} of {users:,} users have no category: tasks that name one "
+            "of the target's leave these users out"
+        )
+    if max(map(len, targets)) < 2:
+        found.append("no test item has two categories: Table 7's wish for two of them stays empty")
+    most = max(profile.evaluation.format_k[1], EVALUATED)
+    short = sum(len(catalog) - len(items) + 1 < most for items in histories.items)
+    if short:
+        found.append(
+            f"{short:,} of {users:,} users have fewer than {most} unseen items left: where Table 5 "
+            "(evaluation.format_k) asks for more, their constrained lists are shorter"
+        )
+    learnable = len(histories.training_users())
+    if profile.ppo.heldout_users > learnable // 2:
+        found.append(
+            f"ppo.heldout_users ({profile.ppo.heldout_users}) is more than half of the "
+            f"{learnable:,} users with a training part: half of them measure the RL stage's reward"
+        )
+    return found
 
 
 def _titles(items):

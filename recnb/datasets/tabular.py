@@ -14,6 +14,7 @@ import pandas as pd
 
 from recnb import RecnbError
 from recnb.catalog import clean_title
+from recnb.text_safety import visible
 
 NEEDED = {"items": ["item", "title", "categories"], "interactions": ["user", "item", "timestamp"]}
 OPTIONAL = {"items": [], "interactions": ["rating"]}
@@ -195,8 +196,8 @@ def _decodes(content, encoding):
 
 
 def shown(value, most=SHOWN):
-    """A value as a terminal may print it: no control characters, not too long."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[: most + 1])
+    """A value as a terminal may print it: on one line, no control characters, not too long."""
+    text = visible(str(value)[: most + 1]).replace("\n", "\\n")
     return text if len(text) <= most else text[:most] + "…"
 
 

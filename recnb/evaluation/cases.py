@@ -1,13 +1,12 @@
 """Single answers to look at (Table 6), and the control dial."""
 
-import html
-
 import numpy as np
 import pandas as pd
 
 from recnb.controls import About, Exclude
 from recnb.instructions.synthesis import heldout_requests
 from recnb.lm.recommender import request_prompt
+from recnb.text_safety import html
 
 
 def two_cases(histories, catalog, teacher, data_knobs, seed):
@@ -15,9 +14,17 @@ def two_cases(histories, catalog, teacher, data_knobs, seed):
     users = np.random.default_rng([seed, 112]).permutation(len(histories))
     known = (histories, catalog, teacher, data_knobs, seed)
     half = [(lambda name: About(name, "1/2"), "target")]
-    first = heldout_requests(half, users[:20], "test", *known, k=5)
-    second = heldout_requests([(Exclude, "other")], users[20:40], "test", *known, k=5)
-    return [*first[:1], *second[:1]]
+    first = _first(half, users, known)
+    return first + _first([(Exclude, "other")], np.roll(users, -20), known)
+
+
+def _first(parts, users, known):
+    """The request of the first user who gives the categories for it, in a list; empty if none."""
+    for start in range(0, len(users), 20):
+        found = heldout_requests(parts, users[start : start + 20], "test", *known, k=5)
+        if found:
+            return found[:1]
+    return []
 
 
 STYLES = {
@@ -46,11 +53,12 @@ def marks(request, answer, catalog):
     return found
 
 
-def case_rows(number, request, answers, catalog):
+def case_rows(number, request, answers, catalog, not_run=None):
     """A case as rows case, wish, system, place, title, mark; place 0 is an answer without a list.
 
     Args:
         answers: ``{system: Response}``.
+        not_run: ``{system: reason}`` of systems that keep their row without an answer.
     """
     rows = []
     for system, answer in answers.items():
@@ -59,6 +67,8 @@ def case_rows(number, request, answers, catalog):
             listed, first = [(answer.text[:300], "no list")], 0
         for place, (title, mark) in enumerate(listed, start=first):
             rows.append((number, str(request.control), system, place, title, mark))
+    for system, reason in (not_run or {}).items():
+        rows.append((number, str(request.control), system, 0, reason, "not run"))
     return pd.DataFrame(rows, columns=["case", "wish", "system", "place", "title", "mark"])
 
 
@@ -68,19 +78,19 @@ def case_html(request, answers, catalog, seed):
     Args:
         answers: ``{system: Response}``.
     """
-    prompt = html.escape(request_prompt(request, catalog, seed))
-    target = html.escape(catalog.titles[request.target])
+    prompt = html(request_prompt(request, catalog, seed))
+    target = html(catalog.titles[request.target])
     parts = [
         f"<pre style='white-space:pre-wrap'>{prompt}</pre>",
         f"<p>Target: <span class='target' style='{STYLES['target']}'>{target}</span></p>",
     ]
     for system, answer in answers.items():
         lines = [
-            f"<li><span class='{mark}' style='{STYLES[mark]}'>{html.escape(title)}</span></li>"
+            f"<li><span class='{mark}' style='{STYLES[mark]}'>{html(title)}</span></li>"
             for title, mark in zip(answer.titles, marks(request, answer, catalog), strict=True)
         ]
-        body = "".join(lines) or f"<li>{html.escape(answer.text[:300])}</li>"
-        parts.append(f"<div class='answer'><b>{html.escape(system)}</b><ol>{body}</ol></div>")
+        body = "".join(lines) or f"<li>{html(answer.text[:300])}</li>"
+        parts.append(f"<div class='answer'><b>{html(system)}</b><ol>{body}</ol></div>")
     return "".join(parts)
 
 

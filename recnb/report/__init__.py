@@ -11,8 +11,10 @@ from markupsafe import Markup
 from recnb import RecnbError
 from recnb import profile as profiles
 from recnb.artifacts import atomic_path, read_manifest, same_knobs
+from recnb.evaluation.primary import sentences
 from recnb.evaluation.stored import write_other_tables
-from recnb.evaluation.tables import TITLES
+from recnb.evaluation.tables import TITLES, title_of
+from recnb.text_safety import visible
 
 CAPTIONS = {
     "01_data/dataset": "The data: popularity, history length, categories.",
@@ -25,7 +27,9 @@ CAPTIONS = {
     "04_sft/loss": "The SL stage.",
     "05_ppo/training": "The RL stage.",
     "05_ppo/tokens": "Which token of an answer receives which reward.",
+    "06_evaluation/exactness": "How exactly about 30 % is kept (95 % intervals).",
     "06_evaluation/controls": "How well each system obeys (free decoding, 95 % intervals).",
+    "06_evaluation/wordings": "The same wishes in other words: one dot a wording.",
     "09_general_ability/forgetting": (
         "What conversation in the instruction set (I4) does: small SL stages with different shares "
         "of it."
@@ -52,7 +56,9 @@ def write_report(run_folder):
         autoescape=True, loader=jinja2.PackageLoader("recnb", "report")
     )
     write_other_tables(profile, run_folder, run_folder / "tables")
-    for name in ("differences.csv", *(f"{table}.html" for table in TITLES)):
+    wordings = manifests["06_evaluation"]["numbers"].get("wordings", [])
+    names = [*TITLES, "wording"] if wordings else TITLES
+    for name in ("differences.csv", *(f"{table}.html" for table in names)):
         if not (run_folder / "tables" / name).is_file():
             raise RecnbError(
                 f"{run_folder / 'tables' / name} does not exist: recnb evaluate makes the tables "
@@ -61,7 +67,7 @@ def write_report(run_folder):
 
     def table(name):
         found = _table((run_folder / "tables" / f"{name}.html").read_text(encoding="utf-8"))
-        return Markup("<h3>{}</h3><div class='scroll'>{}</div>").format(TITLES[name], found)
+        return Markup("<h3>{}</h3><div class='scroll'>{}</div>").format(title_of(name), found)
 
     first = manifests["01_data"]
     numbers = pd.Series({name: f"{value:,.6g}" for name, value in first["numbers"].items()})
@@ -73,7 +79,8 @@ def write_report(run_folder):
         results=("table2", "table3", "table4", "table5", "table7"),
         statistics=_frame(numbers.rename("value").to_frame()),
         model=manifests["04_sft"]["numbers"]["model"],
-        differences=_differences(run_folder / "tables" / "differences.csv"),
+        wordings=wordings,
+        primary=sentences(pd.read_csv(run_folder / "tables" / "primary.csv")),
         cases=Markup((run_folder / "07_case_studies" / "cases.html").read_text(encoding="utf-8")),
         ability_note=manifests["09_general_ability"]["numbers"]["note"],
         tallrec_note=manifests["08_tallrec"]["numbers"]["note"],
@@ -85,7 +92,7 @@ def write_report(run_folder):
         figure=lambda name: _figure(run_folder, name),
     )
     with atomic_path(run_folder / "report.html") as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(visible(html), encoding="utf-8")
     return run_folder / "report.html"
 
 
@@ -128,17 +135,6 @@ def _table(html):
     head, *rows = html.split("<tr>")
     marked = [('<tr class="paper">' if "(paper)" in row else "<tr>") + row for row in rows]
     return Markup(head + "".join(marked))
-
-
-def _differences(path):
-    """The comparisons of full and v2, and of full's ways of decoding."""
-    frame = pd.read_csv(path)
-    own = frame["b"].str.startswith("full-") | (frame["b"] == "v2-free")
-    shown = frame[own].drop(columns="table").rename(columns={"p corrected": "p, corrected"})
-    numbers = {
-        c: "{:.4f}".format for c in ("difference", "low", "high", "p", "p, corrected", "detectable")
-    }
-    return Markup(shown.to_html(index=False, border=0, formatters=numbers))
 
 
 def _figure(run_folder, name):

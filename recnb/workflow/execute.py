@@ -19,6 +19,7 @@ from recnb import RecnbError
 from recnb.artifacts import is_done
 from recnb.owner import end_with_owner
 from recnb.profile import STAGES, load, root
+from recnb.text_safety import visible
 
 KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -142,7 +143,8 @@ def main():
     except RecnbError as error:
         with contextlib.suppress(OSError):  # a full disk; the message below is what counts
             (Path(run_folder) / stage / ".failed").touch()
-        print(f"[{number}/{len(STAGES)}] {stage} FAILED\n{error}", file=sys.stderr, flush=True)
+        failed = f"[{number}/{len(STAGES)}] {stage} FAILED\n{visible(error)}"
+        print(failed, file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     print(f"[{number}/{len(STAGES)}] {stage} done in {time.time() - started:.0f} s", flush=True)
 

@@ -18,6 +18,7 @@ from recnb.artifacts import is_done
 from recnb.datasets.check import before_run
 from recnb.machine import describe, estimate
 from recnb.owner import end_tree, owning
+from recnb.text_safety import visible
 
 FROZEN = ".start.yaml"
 """The profile of this start: written once, under the lock, and read by every notebook."""
@@ -169,4 +170,5 @@ def _watch(folder, quiet):
             if last.get(path) != shown and time.time() - path.stat().st_mtime < 60:
                 last[path] = shown
                 left = f"about {row['left'] / 60:.1f} min left"
-                print(f"      {row['text']}: {row['done']} of {row['of']}, {left}", flush=True)
+                what = visible(row["text"])
+                print(f"      {what}: {row['done']} of {row['of']}, {left}", flush=True)
