@@ -5,6 +5,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from recnb import text_safety
+
 sns.set_theme(style="whitegrid", context="notebook", palette="deep")
 
 
@@ -27,7 +29,7 @@ def dataset(histories, catalog):
     sns.histplot([len(items) for items in histories.items], ax=axes[1], bins=30)
     axes[1].set(title="history length", xlabel="interactions of a user", ylabel="users")
     sizes = pd.Series({name: len(catalog.members(name)) for name in catalog.names}).sort_values()
-    axes[2].barh(sizes.index, sizes.values)
+    axes[2].barh(sizes.index.map(text_safety.figure), sizes.values)
     axes[2].set(title="categories", xlabel="items")
     axes[2].tick_params(axis="y", labelsize=8)
     figure.tight_layout()
@@ -101,12 +103,32 @@ def ppo_training(rows, smooth=9):
     return figure
 
 
+def reward_trend(frame, found, smooth=9):
+    """Mean reward of each PPO step above what its prompts earn on average, with the trend.
+
+    Args:
+        frame: from ``ppo.trend.adjusted``.
+        found: ``Trend``.
+    """
+    column = "reward above its prompt's mean"
+    means = frame.groupby("step")[column].mean()
+    figure, axis = plt.subplots(figsize=(7, 3.6))
+    (pale,) = axis.plot(means.index + 1, means, alpha=0.25)
+    line = means.rolling(smooth, min_periods=1, center=True).mean()
+    axis.plot(means.index + 1, line, color=pale.get_color())
+    axis.axhline(0, color="0.6", linewidth=0.8)
+    rise = f"rise {found.rise:+.2f} ± {found.error:.2f} (standard error)"
+    axis.set(title=f"Training reward: {rise}", xlabel="PPO step", ylabel=column)
+    figure.tight_layout()
+    return figure
+
+
 def token_rewards(pieces, rewards, title="Which token receives which reward"):
     """Bars of each token's reward in one answer; the list's, on the last, in another colour."""
     figure, axis = plt.subplots(figsize=(max(7, 0.42 * len(pieces)), 3.6))
     colors = [sns.color_palette()[0]] * (len(pieces) - 1) + [sns.color_palette()[3]]
     axis.bar(range(len(pieces)), rewards, color=colors)
-    names = [repr(piece)[1:-1][:18] for piece in pieces]
+    names = [text_safety.figure(repr(piece)[1:-1][:18]) for piece in pieces]
     axis.set_xticks(range(len(pieces)), names, rotation=75, fontsize=7, ha="right")
     axis.set(title=title, ylabel="reward")
     figure.tight_layout()
@@ -120,8 +142,11 @@ def control_overview(metrics):
         ("I1-", "TCP", "exclude: share of the category (less is better)"),
         ("I2~30", "CPA", "about 30 %: lists within one item (more is better)"),
     ]
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True)
     metrics = metrics.dropna(subset="value")  # systems that were not run
+    asked = set(zip(metrics["task"], metrics["metric"], strict=True))
+    shown = [row for row in shown if row[:2] in asked]
+    figure, axes = plt.subplots(1, len(shown), figsize=(14, 4), sharey=True, squeeze=False)
+    axes = axes[0]
     free = metrics["decoding"] == "free"
     obeying = (metrics["system"] == "full") & (metrics["decoding"] == "obey")
     metrics = metrics[free | obeying]
@@ -145,6 +170,39 @@ def control_overview(metrics):
     return figure
 
 
+def exactness(by_k):
+    """Share of "about m %" lists that are right to the item, and the mean error in items.
+
+    With one k each system's free lists as bars, with several both over k, a line a system.
+
+    Args:
+        by_k: ``protocol.proportion_by_k`` of each system, with columns system and decoding.
+    """
+    free = by_k[by_k["decoding"] == "free"]
+    varied = free[free["task"].str.endswith(" by k")]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    _exactness_panel(axes[0], free, varied, "Exact", 100, "exactly right, % of lists")
+    _exactness_panel(axes[1], free, varied, "Bias", 1, "mean error, items")
+    if len(varied):
+        axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def _exactness_panel(axis, free, varied, metric, scale, label):
+    if len(varied):
+        rows = varied[varied["metric"] == metric]
+        for system, line in rows.groupby("system", sort=False):
+            axis.plot(line["k"], scale * line["value"], marker="o", label=system)
+        axis.set(xlabel="k", ylabel=label)
+        return
+    rows = free[free["metric"] == metric]
+    error = scale * np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]])
+    axis.barh(rows["system"], scale * rows["value"], xerr=error, capsize=3)
+    axis.invert_yaxis()
+    axis.set(xlabel=label)
+
+
 def control_dial(frame):
     """Requested against delivered share; ``frame``: system, category, requested, delivered."""
     systems = list(dict.fromkeys(frame["system"]))
@@ -155,11 +213,49 @@ def control_dial(frame):
         axis.plot([0, 100], [0, 100], ls="--", color="gray", label="asked = delivered")
         for category, part in frame[frame["system"] == system].groupby("category", sort=False):
             means = part.groupby("requested")["delivered"].mean()
-            axis.plot(100 * means.index, 100 * means.values, marker="o", label=category)
+            name = text_safety.figure(category)
+            axis.plot(100 * means.index, 100 * means.values, marker="o", label=name)
         axis.set(title=system, xlabel="requested share, %")
     axes[0][0].set_ylabel("delivered share, %")
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
+    return figure
+
+
+def wordings(each, names):
+    """One dot a wording, a panel a wish; the trained words and no wish as lines.
+
+    Args:
+        each: DataFrame from ``evaluation.wordings.levels``.
+        names: ``{task: name of its wish}``.
+    """
+    own = each[each["metric"] != "Strict"]
+    systems = list(dict.fromkeys(own["system"]))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3.6), sharey=True)
+    rng = np.random.default_rng(0)  # dots of one height stand side by side
+    colors = {"paraphrase": "C0", "change": "C1"}
+    labels = {"paraphrase": "other words", "change": "trained words, changed"}
+    for axis, (task, name) in zip(axes, names.items(), strict=True):
+        for place, system in enumerate(systems):
+            group = own[(own["system"] == system) & (own["task"] == task)]
+            trained = group[group["kind"] == "trained"]
+            axis.hlines(100 * trained["value"], place - 0.4, place + 0.4, color="black")
+            style = {"color": "0.5", "ls": ":"}
+            axis.hlines(100 * trained["without"], place - 0.4, place + 0.4, **style)
+            for kind, shift in (("paraphrase", -0.17), ("change", 0.2)):
+                values = 100 * group[group["kind"] == kind]["value"]
+                across = place + shift + rng.uniform(-0.15, 0.15, len(values))
+                axis.scatter(across, values, s=14, alpha=0.7, color=colors[kind])
+        metric = own[own["task"] == task]["metric"].iloc[0]
+        axis.set_xticks(range(len(systems)), systems)
+        axis.set(title=f"{name}: {metric}, %", ylim=(-4, 104))
+    for kind, color in colors.items():
+        axes[0].scatter([], [], s=14, color=color, label=labels[kind])
+    axes[0].plot([], [], color="black", label="trained words")
+    axes[0].plot([], [], color="0.5", ls=":", label="no wish")
+    handles, texts = axes[0].get_legend_handles_labels()
+    figure.legend(handles, texts, ncols=4, loc="lower center", fontsize=9)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     return figure
 
 

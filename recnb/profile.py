@@ -8,7 +8,7 @@ only, so a changed knob re-runs that stage and those after it (see ``STAGES`` an
 import difflib
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -120,6 +120,9 @@ class Instructions(Section):
     """Share of I0, I1 and I3 samples that list candidates to choose from."""
     candidates: int = Field(20, ge=2)
     """Candidates in such a prompt."""
+    wordings: Literal["paper", "varied"] = "paper"
+    """Words of the wishes in training: the paper's (six a category wish, one a share), or varied:
+    half of them from ten more a control, and half of the wishes in another place of the prompt."""
     validation_users: int = Field(80, ge=1)
     """Users in each of the four validation tasks (paper: 320)."""
     fidelity: Literal["paper", "released"] = "paper"
@@ -213,6 +216,9 @@ class Ppo(Section):
     """PPO steps; one step samples, scores and learns from a batch (paper: 3000)."""
     prompts: int = Field(32, ge=1)
     """Prompts in a step."""
+    distinct: int = Field(0, ge=0)
+    """Different prompts, which return until the steps are done, so that early and late rewards of
+    the same prompt can be compared; 0 = each prompt once, at most 20,000 (paper: 300 users)."""
     samples: int = Field(2, ge=2)
     """Responses sampled for each prompt (paper: 2)."""
     temperature: float = Field(0.7, gt=0)
@@ -245,6 +251,19 @@ class Ppo(Section):
     """Clipping range of the probability ratio and of the value (paper: 0.2)."""
     value_weight: float = Field(0.5, ge=0)
     """Weight of the critic's loss (paper: 0.5)."""
+    value_clip_after: int = Field(0, ge=0)
+    """PPO steps before the value's clipping sets in. A critic that starts at 0 can move by no more
+    than the clipping range in a step, and has far to go."""
+    critic_start: Literal["zero", "mean"] = "zero"
+    """What the critic says before it has learned: 0, or the mean return of the first batch."""
+    baseline: Literal["critic", "answers"] = "critic"
+    """What a list reward is compared with: the critic's value alone, or also the mean list reward
+    of the other answers to the same prompt, which takes the prompt's difficulty out of it."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """Step sizes fall to 0 by the end, or stay."""
+    hidden_seen: Literal["rank", "last"] = "rank"
+    """Preference of an item that the user has, but the prompt does not show: that of its raw rank,
+    as Equation 1 is printed, or that of the last rank. The teacher often ranks such items high."""
     entropy_weight: float = Field(0.01, ge=0)
     """Weight of the entropy bonus (paper: 0.01)."""
     k_min: int = Field(1, ge=1)
@@ -275,8 +294,15 @@ class Evaluation(Section):
     """Answers decoded together (a request in three ways counts as three, with ten beams as ten)."""
     format_k: tuple[int, int] = (11, 15)
     """Table 5 asks for k items, k drawn from this range (paper: 11 to 15)."""
+    proportion_k: list[Annotated[int, Field(ge=1)]] = []
+    """Also ask for "about 30 %" with these k, the users dealt to them evenly; [] = k 10 alone."""
     bootstrap: int = Field(1000, ge=10)
     """Resamples of the users behind each 95 % interval."""
+    wordings: bool = False
+    """Also ask base, v2 and full the single wishes in words that no training uses, and with typos,
+    other capitals and other places of the wish (recnb/evaluation/wordings.yaml)."""
+    wording_users: int = Field(50, ge=2)
+    """Users behind each wording and each such change, the same ones for all of a task."""
 
 
 class Endpoint(Section):

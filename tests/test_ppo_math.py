@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,3 +87,13 @@ def test_explained_variance():
     mask, (returns, *_) = random_case(1)
     assert ppo_math.explained_variance(returns, returns, mask) == 1
     assert abs(ppo_math.explained_variance(torch.zeros_like(returns), returns, mask)) < 1e-9
+
+
+def test_leave_one_out_takes_the_others_mean_off(rng):
+    rewards = torch.from_numpy(rng.normal(size=7)).float()
+    groups = torch.tensor([3, 3, 3, 9, 9, 4, 3])
+    found = ppo_math.leave_one_out(rewards, groups)
+    for i in range(7):
+        others = [rewards[j] for j in range(7) if groups[j] == groups[i] and j != i]
+        expected = rewards[i] - sum(others) / len(others) if others else rewards[i]
+        assert found[i] == pytest.approx(float(expected), abs=1e-6)

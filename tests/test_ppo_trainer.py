@@ -10,6 +10,7 @@ from recnb.engine.losses import title_mask
 from recnb.lm.tokenizer import title_tokens
 from recnb.ppo.prompts import rl_requests
 from recnb.ppo.trainer import both_trainable, merged, pad_batch, train_ppo, with_adapters
+from recnb.ppo.trend import read_ledger
 from recnb.sft import train_sft
 
 
@@ -169,3 +170,39 @@ def test_a_training_that_ended_is_read_back_until_its_stage_ends(setup, tmp_path
     assert not list(stage.folder.rglob(".finished.json"))
     train()
     assert len(shown) == 3 * count
+
+
+def test_the_critic_starts_at_the_mean_return(setup, world, teacher, tmp_path):
+    model, codec, requests, knobs = setup
+
+    def first_step(**switches):
+        few = knobs.model_copy(update={"steps": 1, "epochs": 1} | switches)
+        given = copy.deepcopy(model), codec, requests, teacher, world[0], few, 0
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        tuned, rows = train_ppo(*given, folder, 30, autocast=False)
+        return rows[0], tuned.state_dict()
+
+    zero, _ = first_step()
+    mean, state = first_step(critic_start="mean")
+    assert zero["reward"] == mean["reward"], "the same answers"
+    assert mean["value_loss"] < zero["value_loss"]
+    bias = [v for k, v in state.items() if "v_head" in k and "critic" in k and k.endswith("bias")]
+    assert len(bias) == 1 and abs(bias[0].item()) > 0.05
+
+
+def test_answers_of_a_prompt_are_compared_with_each_other(setup, world, teacher, tmp_path):
+    model, codec, requests, knobs = setup
+    compared = knobs.model_copy(update={"baseline": "answers", "schedule": "constant"})
+    plain = knobs.model_copy(update={"schedule": "constant"})
+    logs = []
+    for name, chosen in (("plain", plain), ("compared", compared)):
+        given = copy.deepcopy(model), codec, requests, teacher, world[0], chosen, 0
+        _, rows = train_ppo(*given, tmp_path / name, 30, autocast=False)
+        logs.append([row for row in rows if "reward" in row])
+    assert logs[0][0]["reward"] == logs[1][0]["reward"], "what is logged is the whole reward"
+    assert logs[0][0]["value_loss"] != logs[1][0]["value_loss"]
+    assert len({row["learning_rate"] for row in logs[1][1:]}) == 1
+    rows = read_ledger(tmp_path / "plain" / "rewards.jsonl")
+    assert len(rows) == knobs.steps * knobs.prompts * knobs.samples
+    step = [row["reward"] for row in rows if row["step"] == 0]
+    assert np.mean(step) == pytest.approx(logs[0][0]["reward"], abs=1e-3)

@@ -146,3 +146,17 @@ def test_batch_equals_single(world, teacher, rng):
         rank = teacher.ranks([request.seen], [answer.items])[0]
         alone = score_list(request, answer.items, rank, catalog)
         assert np.allclose(found.item, alone.item, atol=1e-6)
+
+
+def test_what_the_prompt_hides_may_get_the_last_rank(world, teacher):
+    catalog, histories = world
+    seen = tuple(int(i) for i in histories.items[0][:6])
+    fresh = next(i for i in range(1, len(catalog)) if i not in seen)
+    request = Request(0, seen[-2:], seen, NoControl(), 3, None)
+    answer = Response("", [], [seen[0], fresh, seen[-1]])
+    raw = batch_scores([request], [answer], teacher, catalog)[0]
+    last = batch_scores([request], [answer], teacher, catalog, hidden_seen="last")[0]
+    lowest = 1 / math.log2(len(catalog) - len(seen) - 1 + 3)
+    assert last.preference[0] == pytest.approx(lowest) and raw.preference[0] >= lowest
+    assert last.preference[1:].tolist() == raw.preference[1:].tolist()
+    assert last.preference[2] == -1, "what the prompt shows stays illegal"

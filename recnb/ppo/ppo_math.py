@@ -56,6 +56,22 @@ def place_rewards(length, places, item_rewards, list_reward, last):
     return rewards
 
 
+def leave_one_out(rewards, groups):
+    """Each reward minus the mean of the other rewards of its group.
+
+    The mean is independent of the answer it is taken off, so the policy gradient stays unbiased;
+    what all answers to a prompt have in common, its difficulty, is gone. A group of one keeps its
+    reward.
+
+    Args:
+        rewards: float [B].
+        groups: int [B], equal for the answers to one prompt.
+    """
+    same = (groups[:, None] == groups[None, :]).to(rewards.dtype)
+    others = same.sum(1) - 1
+    return rewards - (same @ rewards - rewards) / others.clamp(min=1)
+
+
 def kl_penalty(log_probs, reference):
     """Per-token estimate of the KL of Equation 6: log pi(y_t) - log pi_SFT(y_t), [B, T]."""
     return log_probs - reference

@@ -81,18 +81,23 @@ def _discount(length, fidelity):
     return np.log2(np.arange(length) + (3 if fidelity == "paper" else 2))
 
 
-def batch_scores(requests, answers, teacher, catalog, fidelity="paper"):
+def batch_scores(requests, answers, teacher, catalog, fidelity="paper", hidden_seen="rank"):
     """``score_list`` for many answers; the teacher ranks all histories in one pass.
 
     Args:
         requests: B ``Request``.
         answers: B ``Response``.
         teacher: ``Teacher``.
+        hidden_seen: "rank" gives an item that the user has, but the prompt does not show, the rank
+            the teacher would give it; "last" the last one.
 
     Returns:
         B ``ListScore``.
     """
     known = [[i or 0 for i in a.items] for a in answers]
     ranks = teacher.ranks([r.seen for r in requests], known)
+    if hidden_seen == "last":
+        for request, items, rank in zip(requests, known, ranks, strict=True):
+            rank[np.isin(items, request.seen)] = len(catalog) - len(set(request.seen)) - 1
     rows = zip(requests, answers, ranks, strict=True)
     return [score_list(r, a.items, rank, catalog, fidelity) for r, a, rank in rows]

@@ -7,12 +7,14 @@ which is the SL model: with adapters off it is the reference of Equation 6.
 """
 
 import json
+import math
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -27,6 +29,7 @@ from recnb.lm.parsing import parse
 from recnb.lm.recommender import drafting, request_prompt
 from recnb.ppo import ppo_math
 from recnb.ppo.rewards import batch_scores
+from recnb.ppo.trend import Ledger
 from recnb.sft import (
     AveragedGradients,
     History,
@@ -36,6 +39,8 @@ from recnb.sft import (
     latest_checkpoint,
     lora,
 )
+
+LEDGER = "rewards.jsonl"
 
 
 def with_adapters(model, rank, alpha):
@@ -82,9 +87,9 @@ def merged(model, adapter):
             weight.data = kept
 
 
-def score_answers(requests, responses, teacher, catalog, fidelity):
+def score_answers(requests, responses, teacher, catalog, knobs):
     """The rule-based reward in trl's place for reward functions."""
-    return batch_scores(requests, responses, teacher, catalog, fidelity)
+    return batch_scores(requests, responses, teacher, catalog, knobs.fidelity, knobs.hidden_seen)
 
 
 class RecPPOTrainer(AveragedGradients, GRPOTrainer):
@@ -126,6 +131,7 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         self.draft = drafting(codec, catalog)
         self.seed = seed + self.accelerator.process_index
         self.generator = torch.Generator(device=model.device)
+        self.ledger = None
 
     def create_optimizer(self, model=None):
         """AdamW with one learning rate for the actor and one for the critic."""
@@ -174,26 +180,44 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         both_trainable(model)
         responses = [parse(self.codec.decode(a), self.catalog, len(a)) for a in answers]
         score_all = self.reward_funcs[0]
-        scores = score_all(requests, responses, self.teacher, self.catalog, knobs.fidelity)
+        scores = score_all(requests, responses, self.teacher, self.catalog, knobs)
         mask = batch["completion_mask"].float()
+        lists = knobs.list_weight * torch.tensor([score.list for score in scores]).to(mask)
+        compared = lists
+        if knobs.baseline == "answers":
+            compared = ppo_math.leave_one_out(lists, batch["prompt"])
         rewards = torch.zeros_like(mask)
         for row, (answer, score) in enumerate(zip(answers, scores, strict=True)):
             places = ppo_math.title_ends([self.codec.pieces[t] for t in answer])
             items = score.item if knobs.item_reward else np.zeros(len(places))
-            whole, last = knobs.list_weight * score.list, len(answer) - 1
+            whole, last = compared[row], len(answer) - 1
             rewards[row] = ppo_math.place_rewards(mask.shape[1], places, items, whole, last)
         kl = ppo_math.kl_penalty(log_probs, reference) * mask
         full = rewards - knobs.kl_weight * kl
         full = ppo_math.whiten(full, mask, shift_mean=False, add=self._add)
+        if knobs.critic_start == "mean" and self.state.global_step == 0:
+            values = self._start_critic(model, full, mask)
         known = values * mask
         advantages, returns = ppo_math.gae(full, known, mask, knobs.gamma, knobs.gae_lambda)
-        self._note(requests, responses, scores, rewards, kl, entropy, values, returns, mask)
+        earned = rewards.sum(1) - compared + lists
+        self._enter(batch["prompt"].tolist(), earned.tolist())
+        self._note(requests, responses, scores, earned, kl, entropy, values, returns, mask)
         return batch | {
             "old_log_probs": log_probs,
             "old_values": values,
             "returns": returns,
             "advantages": ppo_math.whiten(advantages, mask, add=self._add),
         }
+
+    def _start_critic(self, model, rewards, mask):
+        """Let a critic that has learned nothing say the mean return of this batch everywhere."""
+        knobs, nothing = self.knobs, torch.zeros_like(rewards)
+        _, returns = ppo_math.gae(rewards, nothing, mask, knobs.gamma, knobs.gae_lambda)
+        mean = self._add((returns * mask).sum()) / self._add(mask.sum())
+        for name, parameter in model.named_parameters():
+            if name.endswith("v_head.modules_to_save.critic.bias"):
+                parameter.data.fill_(mean)
+        return mean.expand_as(rewards)
 
     def _log_probs(self, model, batch, adapter):
         """Log-probs [B, T] and entropies [R] of the answers' tokens at the sampling temperature."""
@@ -235,7 +259,9 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         old, advantages = inputs["old_log_probs"], inputs["advantages"]
         policy, clipped = ppo_math.policy_loss(log_probs, old, advantages, mask, knobs.clip, count)
         old_values, returns = inputs["old_values"], inputs["returns"]
-        value = ppo_math.value_loss(values, old_values, returns, mask, knobs.clip, count)
+        updates = knobs.value_clip_after * knobs.epochs * knobs.minibatches
+        near = knobs.clip if self.state.global_step >= updates else math.inf
+        value = ppo_math.value_loss(values, old_values, returns, mask, near, count)
         spread = entropy.sum() / count
         notes = self._metrics["train"]
         notes["policy_loss"].append(policy.item())
@@ -243,8 +269,20 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         notes["clipped"].append(clipped.item())
         return policy + knobs.value_weight * value - knobs.entropy_weight * spread
 
-    def _note(self, requests, responses, scores, rewards, kl, entropy, values, returns, mask):
-        """Numbers of one batch of answers, for the plots."""
+    def _enter(self, prompts, earned):
+        """Note each answer's reward in the ledger, those of all processes."""
+        pairs = gather_object(list(zip(prompts, earned, strict=True)))
+        if self.accelerator.is_main_process:
+            step = self.state.global_step // (self.knobs.epochs * self.knobs.minibatches)
+            if self.ledger is None:
+                self.ledger = Ledger(Path(self.args.output_dir).parent / LEDGER, step)
+            self.ledger.add(step, *zip(*pairs, strict=True))
+
+    def _note(self, requests, responses, scores, earned, kl, entropy, values, returns, mask):
+        """Numbers of one batch of answers, for the plots.
+
+        ``earned`` [B] is each answer's whole reward, nothing taken off.
+        """
         pairs = list(zip(requests, responses, strict=True))
         item = [s.item.mean() if len(s.item) else -1.0 for s in scores]
         preference = [s.preference.mean() if len(s.item) else -1.0 for s in scores]
@@ -253,7 +291,7 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         repeats = [1 - len(set(a.items)) / len(a.items) if a.items else 0.0 for a in responses]
         history = [np.mean([i in r.history for i in a.items] or [0]) for r, a in pairs]
         numbers = {
-            "reward": rewards.sum(1).mean().item(),
+            "reward": earned.mean().item(),
             "item_reward": float(np.mean(item)),
             "list_reward": float(np.mean([s.list for s in scores])),
             "preference": float(np.mean(preference)),
@@ -319,7 +357,7 @@ def ppo_arguments(knobs, seed, folder, autocast):
         beta=0.0,
         temperature=knobs.temperature,
         learning_rate=knobs.learning_rate,
-        lr_scheduler_type="linear",
+        lr_scheduler_type={"linear": "linear", "constant": "constant_with_warmup"}[knobs.schedule],
         warmup_steps=max(1, updates // 20),
         max_grad_norm=1.0,
         bf16=autocast,
@@ -356,7 +394,7 @@ def train_ppo(
     Args:
         model: the SL model, its adapter merged.
         requests: RL requests (``rl_requests``).
-        folder: receives ``actor/``, ``critic/`` and ``log.json``.
+        folder: receives ``actor/``, ``critic/``, ``log.json`` and ``rewards.jsonl`` (``Ledger``).
         max_new: most tokens of an answer.
         show: called with every logged row.
         key: name of these settings, see ``recnb.sft.train_sft``.
@@ -388,6 +426,8 @@ def train_ppo(
     model.save_pretrained(folder, selected_adapters=["actor", "critic"])
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card names a path of this machine
     write_json(folder / "log.json", trainer.state.log_history)
+    if trainer.accelerator.is_main_process:  # the others wrote into its ledger
+        shutil.copyfile(checkpoints.parent / LEDGER, folder / LEDGER)
     write_json(folder / FINISHED, {"key": key})
     shutil.rmtree(checkpoints)
     return model.eval(), trainer.state.log_history
@@ -410,7 +450,7 @@ def sample_rewards(model, codec, requests, teacher, catalog, knobs, seed, max_ne
             model, codec, prompts, max_new, knobs.temperature, generator, drafts=drafts
         )
         responses = [parse(codec.decode(a), catalog, len(a)) for a in answers]
-        for score in batch_scores(batch, responses, teacher, catalog, knobs.fidelity):
+        for score in score_answers(batch, responses, teacher, catalog, knobs):
             items = score.item.sum() if knobs.item_reward else 0.0
             rewards.append(items + knobs.list_weight * score.list)
     return np.array(rewards)
