@@ -4,6 +4,7 @@ import difflib
 import html
 import re
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -53,7 +54,10 @@ def unique_titles(titles):
     taken, result = set(), []
     for row, title in enumerate(titles, start=1):
         if not title:
-            raise RecnbError(f"row {row}: empty title")
+            raise RecnbError(
+                f"item {row} of the table: the title is empty once markup and blanks are removed; "
+                "give it one"
+            )
         candidate, n = title, 2
         while candidate.casefold() in taken:
             candidate, n = f"{title} ({n})", n + 1
@@ -73,10 +77,14 @@ class Catalog:
 
     def __init__(self, titles, categories):
         if len(titles) != len(categories):
-            raise RecnbError(f"{len(titles)} titles but {len(categories)} category sets")
+            raise RecnbError(
+                f"{len(titles)} titles but {len(categories)} category sets: every item needs a "
+                "set, an empty one if it has no category"
+            )
         if not any(categories):
             raise RecnbError(
-                "no item has a category: controls need at least one category column with values"
+                f"none of {len(titles)} items has a category, and wishes name one: fill the column "
+                "categories of the item table, for some items at least"
             )
         self.titles = ["", *titles]
         self.categories = [frozenset(), *(frozenset(c) for c in categories)]
@@ -88,7 +96,11 @@ class Catalog:
             for name in names:
                 self._members[name].add(item)
         if len(self._ids) != len(titles):
-            raise RecnbError("titles are not unique: pass them through unique_titles first")
+            twice = Counter(title.casefold() for title in titles).most_common(1)[0][0]
+            raise RecnbError(
+                f"the title {twice!r} stands there twice (upper and lower case are the same): pass "
+                "titles through unique_titles"
+            )
 
     def __len__(self):
         return len(self.titles) - 1

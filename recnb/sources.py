@@ -122,8 +122,8 @@ def verify(path, digest):
     found = sha256(path)
     if found != digest:
         raise RecnbError(
-            f"{path.name}: sha256 is {found}, expected {digest}: "
-            "the download is truncated or not the pinned file"
+            f"{path.name}: sha256 is {found}, expected {digest}: the download is truncated or not "
+            "the pinned file; run again to download it anew"
         )
 
 
@@ -140,7 +140,7 @@ def extract(archive, member, folder, largest=LARGEST):
     """
     name = PurePosixPath(member).name
     if not name or name == "..":
-        raise RecnbError(f"{archive}: unsafe member name {member!r}")
+        raise RecnbError(f"{archive}: member name {member!r} names no file: nothing was extracted")
     try:
         with zipfile.ZipFile(archive) as bundle:
             info = bundle.getinfo(member)
@@ -150,17 +150,26 @@ def extract(archive, member, folder, largest=LARGEST):
                     f"{largest:,} that are allowed: this is not the pinned file"
                 )
             if stat.S_ISLNK(info.external_attr >> 16) or info.is_dir():
-                raise RecnbError(f"{archive}: {member} is a link or a folder, not a file")
+                raise RecnbError(
+                    f"{archive}: {member} is a link or a folder, not a file: this is not the "
+                    "pinned file; download it again"
+                )
             with bundle.open(info) as source, open(folder / name, "wb") as target:
                 shutil.copyfileobj(source, target)
     except KeyError:
-        raise RecnbError(f"{archive} has no {member}") from None
+        raise RecnbError(
+            f"{archive} has no {member}: this is not the pinned file; download it again"
+        ) from None
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        raise RecnbError(f"{archive} is not a sound zip file: {error}") from error
+        raise RecnbError(
+            f"{archive} is not a sound zip file ({error}): download it again"
+        ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        raise RecnbError(f"{archive} is not a sound zip file: {error}") from error
+        raise RecnbError(
+            f"{archive} is not a sound zip file ({error}): download it again"
+        ) from error
     return name
 
 
@@ -169,7 +178,7 @@ def needed(profile):
     sources = []
     if profile.data.dataset == "movielens-100k":
         sources.append(MOVIELENS)
-    if profile.instructions.chat_share > 0 and profile.data.dataset != "synthetic":
+    if profile.data.dataset != "synthetic":  # I4, and notebook 09's unseen conversations
         sources.append(SHAREGPT)
     if profile.model.name == "smollm2":
         sources.append(SMOLLM2)

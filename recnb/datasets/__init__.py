@@ -42,6 +42,11 @@ def assemble(items, log, k):
         raise RecnbError(
             "no user has three interactions, the least for a training, a validation and a test item"
         )
+    return numbered(items, log)
+
+
+def numbered(items, log):
+    """Catalogue and histories of what ``kept`` left: items in the table's order, users sorted."""
     titles = unique_titles([shorten(clean_title(t)) for t in items["title"]])
     catalog = Catalog(titles, list(items["categories"]))
     log = log.assign(number=log["item"].map(numbers(items)))

@@ -19,7 +19,11 @@ def records(text_file, piece=1 << 20):
     decoder, ended = json.JSONDecoder(), False
     buffer = text_file.read(piece).lstrip()
     if not buffer.startswith("["):
-        raise RecnbError("a conversation file starts with '[': this one does not")
+        name = getattr(text_file, "name", "the conversation file")
+        raise RecnbError(
+            f"{name}, line 1: starts with {buffer[:20]!r}, a JSON array of conversations starts "
+            "with '[': delete it to have it downloaded again"
+        )
     buffer = buffer[1:]
     while True:
         buffer = buffer.lstrip(", \n\r\t")

@@ -42,7 +42,10 @@ def check_labels(frame, catalog):
         if not problems and row.completion != numbered(items, catalog):
             problems.append("text and items differ")
         if problems:
-            raise RecnbError(f"instruction {row.Index} ({row.task}): {'; '.join(problems)}")
+            raise RecnbError(
+                f"instruction set, row {row.Index} (task {row.task}, user {row.user}): "
+                f"{'; '.join(problems)}: run notebook 03_instructions again"
+            )
         checked += 1
     return checked
 

@@ -35,8 +35,9 @@ SCHEMA = pa.schema(
         ("completion", pa.string()),
     ]
 )
-ATTEMPTS = 50
-"""A sample that has no legal list is drawn again, at most this often."""
+ATTEMPTS = 1000
+"""A sample that has no legal list is drawn again, at most this often: where one draw in fifty has
+one, the chance of none is 2e-9."""
 
 
 def table8(knobs, users, items):
@@ -75,9 +76,17 @@ def synthesize(histories, catalog, teacher, knobs, data_knobs, seed, batch=512):
     if max(knobs.k_max, 1) > len(catalog):
         raise RecnbError(
             f"instructions.k_max ({knobs.k_max}) is larger than the catalogue "
-            f"({len(catalog)} items)"
+            f"({len(catalog)} items): lower it"
         )
-    chat = _endless(conversations(data_knobs.dataset, knobs.chat_words, counts["I4"], rng))
+    talk = []
+    if counts["I4"]:
+        talk = conversations(data_knobs.dataset, knobs.chat_words, counts["I4"], rng)
+        if not talk:
+            raise RecnbError(
+                f"no conversation has at most {knobs.chat_words} words (instructions.chat_words): "
+                "raise it, or set instructions.chat_share to 0"
+            )
+    chat = _endless(talk)
     places = scored_places(histories, users, teacher, rng, data_knobs.latest_share, batch)
     for task in tasks:
         if task == "I4":
@@ -115,25 +124,54 @@ def _history_sample(task, places, histories, catalog, knobs, data_knobs, rng):
         if task in ("I0", "I1+", "I1-") and rng.random() < knobs.candidate_share:
             ranked = ranked_items(score, seen, target)
             candidates = _candidates(labels, ranked, knobs.candidates, rng)
-        prompt = render(control, history, k, catalog, rng, candidates)
+        prompt = render(control, history, k, catalog, rng, candidates, knobs.wordings)
         return _row(task, user, k, control, history, seen.tolist(), target, labels, prompt, catalog)
-    raise RecnbError(_no_list(task, catalog, knobs))
+    raise RecnbError(_no_list(task, 0, ATTEMPTS, catalog, knobs))
 
 
-def _no_list(task, catalog, knobs):
-    """Why a task cannot be posed: which categories are small beside the lists asked for."""
+def _no_list(task, posed, draws, catalog, knobs):
+    """Why a task can hardly be posed: which categories are small or large beside the lists."""
+    found = f"task {task} had a legal label list in {posed} of {draws} draws"
     if len(catalog.names) < 2 and task in ("I1-", "I2<="):
         return (
-            f"task {task} cannot be posed: it names a category that the target lacks, and the "
-            f"catalogue has one category ({catalog.names[0]}); give its items finer categories"
+            f"{found}: it names a category that the target lacks, and the catalogue has one "
+            f"category ({catalog.names[0]}); give its items finer categories"
         )
     sizes = sorted((len(catalog.members(name)), name) for name in catalog.names)
-    smallest = ", ".join(f"{name} ({size})" for size, name in sizes[:3])
+    (least, smallest), (most, largest) = sizes[0], sizes[-1]
+    bare = sum(not names for names in catalog.categories[1:])
     return (
-        f"no legal label list for task {task} in {ATTEMPTS} draws: lists ask for up to "
-        f"{knobs.k_max} unseen items (instructions.k_max), the catalogue has {len(catalog)} items "
-        f"and its smallest categories are {smallest}; lower instructions.k_max or join categories"
+        f"{found}: lists ask for up to {knobs.k_max} unseen items (instructions.k_max); of "
+        f"{len(catalog)} items {least} are of the smallest category ({smallest}), {most} of the "
+        f"largest ({largest}) and {bare} of none; lower instructions.k_max, or join small "
+        "categories and divide large ones"
     )
+
+
+def rehearse(histories, catalog, teacher, knobs, data_knobs, seed, draws=200):
+    """Which tasks cannot be posed, tried out before anything is trained.
+
+    Args:
+        teacher: has ``scores(histories)``; the order of its lists matters little, how many items
+            are unseen in which category decides.
+        draws: tries for each task; one that succeeds in less than a fiftieth of them is named.
+
+    Returns:
+        A list of sentences, one a task.
+    """
+    rng, found = np.random.default_rng([seed, 120]), []
+    counts = table8(knobs, len(histories), len(catalog))
+    draw = released_sample if knobs.fidelity == "released" else _sample
+    users = histories.training_users()
+    places = scored_places(histories, users, teacher, rng, data_knobs.latest_share, batch=50)
+    for task in [task for task in counts if counts[task] and task not in ("I3", "I4")]:
+        posed = 0
+        for _, (user, place, score) in zip(range(draws), places, strict=False):
+            seen, target = histories.train(user)[:place], int(histories.train(user)[place])
+            posed += draw(task, score, seen, target, knobs, catalog, rng) is not None
+        if posed < draws / 50:
+            found.append(_no_list(task, posed, draws, catalog, knobs))
+    return found
 
 
 def _sample(task, score, seen, target, knobs, catalog, rng):
@@ -160,11 +198,9 @@ def _search_sample(catalog, knobs, rng):
         candidates = None
         if rng.random() < knobs.candidate_share:
             candidates = _candidates(labels, wrong, knobs.candidates, rng)
-        prompt = render(control, [], k, catalog, rng, candidates)
+        prompt = render(control, [], k, catalog, rng, candidates, knobs.wordings)
         return _row("I3", -1, k, control, [], [], -1, labels, prompt, catalog)
-    raise RecnbError(
-        f"no category has enough items for a search in {ATTEMPTS} draws: lower instructions.k_max"
-    )
+    raise RecnbError(_no_list("I3", 0, ATTEMPTS, catalog, knobs))
 
 
 def _candidates(labels, pool, size, rng):

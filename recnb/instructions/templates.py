@@ -1,4 +1,9 @@
-"""The words of the instructions: Listings 1 to 4, with and without candidates."""
+"""The words of the instructions: Listings 1 to 4, with and without candidates.
+
+``instructions.wordings: varied`` adds wishes in other words, and other places for the wish. The
+wordings that the evaluation holds out (``recnb/evaluation/wordings.yaml``) share neither: the tests
+compare them with everything that stands here.
+"""
 
 SEQUENTIAL = (
     "You are an expert recommender engine. You need to generate a recommendation list considering "
@@ -64,7 +69,112 @@ def numbered(items, catalog):
     return "\n".join(f"{n}. {catalog.titles[i]}" for n, i in enumerate(items, start=1))
 
 
-def render(control, history, k, catalog, rng, candidates=None):
+VARIED = {
+    "Include": [
+        "Show me {category} titles",
+        "I am in the mood for {category}",
+        "More '{category}' this time",
+        "Every entry should be {category}",
+        "I am looking for '{category}' items",
+        "My taste runs to {category} these days",
+        "Give me a list full of {category}",
+        "I could use some {category} right now",
+        "Stick to '{category}' in this list",
+        "What I want is {category}",
+    ],
+    "Exclude": [
+        "Leave out everything that is {category}",
+        "No '{category}' in this list",
+        "I have had enough of {category}",
+        "Skip the {category} titles",
+        "I do not care for '{category}' items",
+        "Spare me {category} this time",
+        "The list should be free of {category}",
+        "I am tired of {category}",
+        "Anything except '{category}' will do",
+        "Please avoid {category} items",
+    ],
+    "AtMost": [
+        "Up to {percent}% of the list may be {category}",
+        "Keep '{category}' items at {percent}% or below",
+        "{category} should fill {percent}% of the list at the very most",
+        "I accept a maximum of {percent} percent {category}",
+        "The part of {category} must not exceed {percent}%",
+        "Limit '{category}' to {percent} percent",
+        "Let {category} stay under or at {percent}%",
+        "{percent}% {category} items, or fewer",
+        "At most {percent} percent of the titles from {category}",
+        "{percent}% is the ceiling for '{category}'",
+    ],
+    "About": [
+        "About {percent}% of the list should come from {category}",
+        "I want '{category}' to fill around {percent} percent",
+        "Aim for {percent}% {category} items",
+        "Mix in {category} so that it makes up some {percent}%",
+        "Roughly {percent} percent '{category}'",
+        "The part of {category} should be near {percent}%",
+        "Let {category} take close to {percent} percent of the list",
+        "{category} items: {percent}%, give or take",
+        "Keep '{category}' at around {percent}%",
+        "Make the list {percent} percent {category}, more or less",
+    ],
+    "AtLeast": [
+        "At least {percent}% of the list should be {category}",
+        "Give '{category}' items {percent} percent or more",
+        "{category} should fill {percent}% of the list or more",
+        "I need a minimum of {percent}% {category}",
+        "The part of {category} must not fall below {percent}%",
+        "Let '{category}' reach {percent} percent or above",
+        "{percent}% is the floor for {category}",
+        "Not less than {percent} percent of the titles from {category}",
+        "Start from {percent}% '{category}' and go up from there",
+        "I will take {percent}% {category} items or more, never fewer",
+    ],
+}
+"""``instructions.wordings: varied``: ten more wordings a control. Its shares are those of
+``draw_control``, multiples of 10 % of any k, so numbers of items would seldom be whole."""
+VARIED["Search"] = VARIED["Include"]
+VARIED_LAYOUTS = [
+    "{intention}. These are the titles I know, oldest first: {history}. Give me {k} others.",
+    "I know these titles, oldest first: {history}. {intention}. Name {k} that I do not know.",
+    "Recommend {k} different titles. My history is {history}. One condition: {intention}.",
+    "My history: {history}. Continue it with {k} different titles. My wish: {intention}.",
+]
+"""Where else a wish may stand: first, between history and k, last after either."""
+
+
+def template_of(control, history, candidates=None):
+    """The paper's instruction for a request, with its slots."""
+    if control.template == "category" and not history:  # I3: nobody's history, just a wish
+        return SEARCH_CANDIDATES if candidates else SEARCH
+    if control.template == "sequential":
+        return SEQUENTIAL_CANDIDATES if candidates else SEQUENTIAL
+    if control.template == "proportion":
+        return PROPORTION
+    return CATEGORY_CANDIDATES if candidates else CATEGORY
+
+
+def fill(template, intention, history, k, catalog, candidates=None):
+    """A prompt: an instruction with its slots filled."""
+    return template.format(
+        history=quoted(history, catalog),
+        candidates=quoted(candidates, catalog) if candidates else "",
+        intention=intention,
+        k=k,
+    )
+
+
+def varied_intention(control, rng):
+    """A wish in words of ``VARIED``, or None for a control that has none there."""
+    sentences = VARIED.get(type(control).__name__)
+    if not sentences:
+        return None
+    sentence = sentences[rng.integers(len(sentences))]
+    percent = f"{float(control.share * 100):g}" if hasattr(control, "share") else ""
+    return sentence.format(category=control.category, percent=percent)
+
+
+def render(control, history, k, catalog, rng, candidates=None, wordings="paper"):
     """The prompt of a request.
 
     Args:
@@ -74,18 +184,14 @@ def render(control, history, k, catalog, rng, candidates=None):
         rng: NumPy generator that draws the intention's wording.
         candidates: item ids to choose from, or None for free generation. Proportion controls have
             no such form.
+        wordings: "paper", or "varied": half of the wishes are worded by ``VARIED``, half of the
+            prompts with a wish and a history, but no candidates, are laid out by
+            ``VARIED_LAYOUTS``.
     """
-    if control.template == "category" and not history:  # I3: nobody's history, just a wish
-        template = SEARCH_CANDIDATES if candidates else SEARCH
-    elif control.template == "sequential":
-        template = SEQUENTIAL_CANDIDATES if candidates else SEQUENTIAL
-    elif control.template == "proportion":
-        template = PROPORTION
-    else:
-        template = CATEGORY_CANDIDATES if candidates else CATEGORY
-    return template.format(
-        history=quoted(history, catalog),
-        candidates=quoted(candidates, catalog) if candidates else "",
-        intention=control.intention(rng),
-        k=k,
-    )
+    template, intention = template_of(control, history, candidates), control.intention(rng)
+    if wordings == "varied" and intention:
+        if rng.random() < 0.5:
+            intention = varied_intention(control, rng) or intention
+        if history and not candidates and rng.random() < 0.5:
+            template = VARIED_LAYOUTS[rng.integers(len(VARIED_LAYOUTS))]
+    return fill(template, intention, history, k, catalog, candidates)

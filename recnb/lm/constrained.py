@@ -24,6 +24,11 @@ class CatalogAutomaton:
             return codec.tokenizer(text, add_special_tokens=False)["input_ids"]
 
         self.eos, self.longest = codec.eos, longest
+        if len(catalog) < 2:
+            raise RecnbError(
+                f"a catalogue of {len(catalog)} item leaves nothing to choose: constrained "
+                "decoding needs two"
+            )
         lines = [f"1. {title}" for title in catalog.titles[1:]]
         lines = codec.tokenizer(lines, add_special_tokens=False)["input_ids"]
         first = _common_prefix(lines)
@@ -42,8 +47,10 @@ class CatalogAutomaton:
             joined += self.numbers[n] + self.titles[item - 1]
             text.append(f"{n + 1}. {catalog.titles[item]}")
         if joined != encode("\n".join(text)):
+            name = codec.tokenizer.name_or_path or "of this model"
             raise RecnbError(
-                "this tokenizer merges tokens across list lines: constrained decoding cannot use it"
+                f"the tokenizer {name} merges tokens across the lines of a list: constrained "
+                "decoding cannot use it; set evaluation.decoding to [free]"
             )
         self._build()
 
@@ -79,26 +86,32 @@ class CatalogAutomaton:
     def start(self, k, banned, needs=(), repeats=False):
         """State of one row: a list of ``k`` titles, none of the item ids in ``banned``.
 
+        Where fewer titles than k are left, the list has all of them: a user may have nearly the
+        whole of a small catalogue.
+
         Args:
             needs: what a control asks of the list (``Control.needs``). Where the items left cannot
                 meet it, it is dropped: an answer is still k new titles.
             repeats: a title may come again.
 
         Raises:
-            RecnbError: fewer than k titles are left, or the automaton was built for less than k.
+            RecnbError: no title is left, or the automaton was built for less than k.
         """
         if k > self.longest:
             raise RecnbError(
-                f"constrained decoding was set up for lists of at most {self.longest}, "
-                f"asked for {k}"
+                f"a list of {k} titles was asked for, the automaton was built for at most "
+                f"{self.longest}: build it with longest={k}, or ask for fewer"
             )
         state = RowState(self, k, repeats)
         if banned := set(banned):
             np.subtract.at(state.left, np.concatenate([self.paths[item] for item in banned]), 1)
-        if state.left[0] < k:
+        if not state.left[0]:
             raise RecnbError(
-                f"{k} titles asked for, but only {state.left[0]} of the catalogue are unseen"
+                f"a list of {k} new titles was asked for, but the user has all "
+                f"{len(self.titles)} titles of the catalogue: leave such users out"
             )
+        if not repeats:
+            state.k = min(k, int(state.left[0]))
         if needs:
             state.oblige(needs, banned)
         return state

@@ -68,7 +68,10 @@ def load_base(folder, dtype="float32"):
         )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise RecnbError(f"model {folder}: cannot be loaded: {reason}") from error
+        raise RecnbError(
+            f"model {folder}: cannot be loaded ({reason}); model.name is mini, smollm2, a folder "
+            "with a causal language model, or the id of one on the Hub"
+        ) from error
     return model.eval().to(device()), Codec(tokenizer)
 
 
@@ -86,9 +89,14 @@ def refuse_code(folder):
         try:
             config = json.loads((folder / name).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise RecnbError(f"{folder / name}: not valid JSON: {error}") from error
+            raise RecnbError(
+                f"{folder / name}: not valid JSON ({error}): copy the model anew"
+            ) from error
         if not isinstance(config, dict):
-            raise RecnbError(f"{folder / name}: expected a JSON object")
+            raise RecnbError(
+                f"{folder / name}: holds a {type(config).__name__}, a JSON object with the model's "
+                "settings is expected: copy the model anew"
+            )
         if config.get("auto_map"):
             raise RecnbError(
                 f"{folder / name}: auto_map points to the author's own code, which is never run: "

@@ -21,7 +21,11 @@ class Codec:
         self.tokenizer = tokenizer
         self.eos = tokenizer.eos_token_id
         if self.eos is None:
-            raise RecnbError("the tokenizer has no end-of-sequence token")
+            name = tokenizer.name_or_path or type(tokenizer).__name__
+            raise RecnbError(
+                f"tokenizer {name}: it has no end-of-sequence token, which ends an answer: set "
+                "eos_token in its tokenizer_config.json, or choose another model (model.name)"
+            )
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos
         self.pieces = _pieces(tokenizer)
 

@@ -13,6 +13,7 @@ class Popularity:
         self.counts = np.zeros(items + 1, dtype=np.float32)
         for user in range(len(histories)):
             np.add.at(self.counts, histories.train(user), 1)
+        self.counts[0] = -np.inf  # padding is no item
 
     def scores(self, histories):
         """Same scores for every history."""
