@@ -222,6 +222,8 @@ class Stage(Reader):
         """Write the manifest and return it; ``numbers`` are the stage's headline results."""
         for mark in self.folder.rglob(FINISHED):
             mark.unlink()
+        if (self.folder / "checkpoints").is_dir():
+            shutil.rmtree(self.folder / "checkpoints")
         outputs = {}
         for path in sorted(self.folder.rglob("*")):
             relative = path.relative_to(self.folder)

@@ -55,6 +55,8 @@ class Data(Section):
     """Names of your file's columns where they differ from these, for dataset: tabular."""
     category_separator: str = Field("|", min_length=1, max_length=3)
     """What stands between an item's categories in one cell, for dataset: tabular."""
+    merge_titles: bool = False
+    """Items of the same title are one item. Without it the second one is called "... (2)"."""
     k_core: int = Field(5, ge=1)
     """Users and items with fewer interactions are removed until none is left (a user needs 3)."""
     history_length: int = Field(10, ge=1)

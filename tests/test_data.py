@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from recnb import RecnbError
 from recnb.catalog import Catalog, clean_title, shorten, unique_titles
-from recnb.datasets import assemble, tabular
+from recnb.datasets import assemble, build, merged, tabular
 from recnb.interactions import Histories, k_core, statistics, time_order
 from recnb.profile import Data
 
@@ -50,7 +50,7 @@ def test_catalog_finds_and_suggests(toy):
     assert toy.members("A") == {1, 2, 5}
     with pytest.raises(RecnbError, match="nearest: A"):
         toy.members("AA")
-    with pytest.raises(RecnbError, match="no item has a category"):
+    with pytest.raises(RecnbError, match="none of 1 items has a category"):
         Catalog(["x"], [set()])
 
 
@@ -128,3 +128,34 @@ def test_training_targets_come_from_the_latest_share_of_the_training_part(share)
     drawn = {user: {histories.draw_target(user, share, rng) for _ in range(500)} for user in (0, 1)}
     first = {1.0: 1, 0.5: 20, 0.01: 39}[share]
     assert drawn == {0: set(range(first, 40)), 1: {1}}
+
+
+def test_items_of_one_title_become_one():
+    items = pd.DataFrame(
+        {
+            "item": [4, 7, 9],
+            "title": ["Chasing Amy (1997)", "Heat (1995)", " chasing  AMY (1997)"],
+            "categories": [["Comedy"], ["Action"], ["Romance", "Comedy"]],
+        }
+    )
+    log = pd.DataFrame(
+        {
+            "user": [1, 1, 1, 2],
+            "item": [4, 9, 7, 9],
+            "rating": [5, 1, 3, 2],
+            "timestamp": [30, 10, 20, 5],
+        }
+    )
+    kept, merged_log = merged(items, log)
+    assert kept["item"].tolist() == [4, 7]
+    assert kept["categories"].tolist() == [["Comedy", "Romance"], ["Action"]]
+    rows = merged_log[["user", "item", "rating", "timestamp"]].to_numpy().tolist()
+    assert rows == [[1, 4, 1, 10], [1, 7, 3, 20], [2, 4, 2, 5]], "the earlier of two ratings stays"
+    assert items["categories"][0] == ["Comedy"], "the given table is left as it is"
+
+
+def test_movielens_holds_each_film_once(smoke):
+    knobs = smoke.data.model_copy(update={"dataset": "movielens-100k", "merge_titles": True})
+    catalog, histories = build(knobs, 0)
+    assert not [title for title in catalog.titles if title.endswith(" (2)")]
+    assert all(len(set(items.tolist())) == len(items) for items in histories.items)

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from recnb.profile import Teacher as Knobs
+from recnb.teacher import training
 from recnb.teacher.popularity import ItemKNN, Popularity, Transitions
 from recnb.teacher.ranking import leave_one_out, ranks, top_k, unseen
 from recnb.teacher.training import load_teacher, save_teacher, train_sasrec
@@ -58,3 +59,29 @@ def test_baselines_have_the_teachers_shape(kind, world):
 
 def test_unseen():
     assert unseen([[1, 3]], 3).tolist() == [[False, False, True, False]]
+
+
+class PowerCut(Exception):
+    pass
+
+
+def test_a_resumed_training_ends_where_an_undisturbed_one_does(world, tmp_path, monkeypatch):
+    catalog, histories = world
+    monkeypatch.setattr(training, "EVERY", -1)
+    knobs = Knobs(width=16, max_length=12, max_epochs=6, patience=6, dropout=0.2)
+    given, path = (histories, len(catalog), knobs, 0), tmp_path / "kept" / "a.safetensors"
+
+    def cut(row):
+        if row["epoch"] == 4:
+            raise PowerCut
+
+    calm, rows = train_sasrec(*given)
+    with pytest.raises(PowerCut):
+        train_sasrec(*given, cut, path)
+    epochs = []
+    resumed, again = train_sasrec(*given, lambda row: epochs.append(row["epoch"]), path)
+    assert epochs == [4, 5, 6], "the epochs before the last checkpoint are not done again"
+    assert [r["loss"] for r in again] == [r["loss"] for r in rows]
+    weights = calm.model.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in resumed.model.state_dict().items())
+    train_sasrec(*given, lambda row: pytest.fail("the training was over"), path)

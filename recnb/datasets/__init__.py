@@ -22,10 +22,33 @@ def build(knobs, seed):
 def read(knobs, seed):
     """Raw item table and log of a profile's dataset; arguments as for ``build``."""
     if knobs.dataset == "synthetic":
-        return synthetic.read(knobs.synthetic_users, knobs.synthetic_items, seed)
-    if knobs.dataset == "movielens-100k":
-        return movielens.read()
-    return tabular.read(knobs)
+        items, log = synthetic.read(knobs.synthetic_users, knobs.synthetic_items, seed)
+    elif knobs.dataset == "movielens-100k":
+        items, log = movielens.read()
+    else:
+        items, log = tabular.read(knobs)
+    return merged(items, log) if knobs.merge_titles else (items, log)
+
+
+def merged(items, log):
+    """Items of one title as one item: the first one's id, all categories, each user's first row.
+
+    Args:
+        items: DataFrame item, title, categories (a list each).
+        log: DataFrame user, item, timestamp and perhaps more.
+    """
+    names = items["title"].map(lambda title: clean_title(title).casefold())
+    first = items.groupby(names, sort=False)["item"].transform("first")
+    own = dict(zip(items["item"], first, strict=True))
+    categories = {}
+    for item, names in zip(first, items["categories"], strict=True):
+        known = categories.setdefault(item, [])
+        known += [name for name in names if name not in known]
+    items = items[items["item"] == first].reset_index(drop=True)
+    items = items.assign(categories=items["item"].map(categories))
+    log = log.assign(item=log["item"].map(lambda item: own.get(item, item)))
+    earliest = log.sort_values("timestamp", kind="stable")
+    return items, earliest.drop_duplicates(["user", "item"]).sort_index().reset_index(drop=True)
 
 
 def assemble(items, log, k):

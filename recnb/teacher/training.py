@@ -1,10 +1,12 @@
 """Training SASRec: full softmax at every position, early stopping on validation NDCG@10."""
 
 import copy
+import json
 import time
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -12,8 +14,11 @@ from recnb.artifacts import atomic_path
 from recnb.teacher.ranking import Teacher, leave_one_out, pad_left
 from recnb.teacher.sasrec import SASRec
 
+EVERY = 20
+"""Seconds between two checkpoints, at least; they are written at the end of an epoch."""
 
-def train_sasrec(histories, items, knobs, seed, log=lambda row: None):
+
+def train_sasrec(histories, items, knobs, seed, log=lambda row: None, checkpoint=None):
     """Train on the training parts of all histories.
 
     One step shows each of its users' last ``max_length`` items once; every position learns its next
@@ -25,6 +30,8 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None):
         knobs: the ``teacher`` section of a profile.
         seed: seeds weights, dropout and the order of users.
         log: called with a dict after every epoch.
+        checkpoint: file to go on from, and to write to; what an interrupted training did is not
+            done again, and the result is the same, bit for bit.
 
     Returns:
         ``(Teacher, rows)``: the model of the best validation epoch and the logged rows.
@@ -34,8 +41,12 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None):
     model = untrained(items, knobs)
     optimizer = torch.optim.Adam(model.parameters(), lr=knobs.learning_rate)
     users = [u for u in range(len(histories)) if len(histories.train(u)) > 1]
-    best, best_state, rows, started = -1.0, None, [], time.time()
-    for epoch in range(1, knobs.max_epochs + 1):
+    rows, best_state = [], copy.deepcopy(model.state_dict())
+    if checkpoint and checkpoint.is_file():
+        rows, best_state = _resume(checkpoint, model, optimizer, order)
+    started = time.time() - (rows[-1]["seconds"] if rows else 0)
+    saved = time.time()
+    while not _ended(rows, knobs):
         model.train()
         losses = []
         shuffled = order.permutation(users)
@@ -46,7 +57,7 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None):
         quality = leave_one_out(Teacher(model).scores, histories, "validation", items)
         ndcg = float(quality["NDCG@10"].mean())
         row = {
-            "epoch": epoch,
+            "epoch": len(rows) + 1,
             "loss": float(np.mean(losses)),
             "validation NDCG@10": ndcg,
             "validation HR@10": float(quality["HR@10"].mean()),
@@ -54,12 +65,56 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None):
         }
         rows.append(row)
         log(row)
-        if ndcg > best:
-            best, best_epoch, best_state = ndcg, epoch, copy.deepcopy(model.state_dict())
-        if epoch - best_epoch >= knobs.patience:
-            break
+        if _best(rows) == row["epoch"]:
+            best_state = copy.deepcopy(model.state_dict())
+        if checkpoint and (time.time() - saved > EVERY or _ended(rows, knobs)):
+            _keep(checkpoint, model, best_state, optimizer, order, rows)
+            saved = time.time()
     model.load_state_dict(best_state)
     return Teacher(model), rows
+
+
+def _best(rows):
+    """The first epoch with the highest validation NDCG@10; 0 before the first."""
+    return max(rows, key=lambda row: row["validation NDCG@10"])["epoch"] if rows else 0
+
+
+def _ended(rows, knobs):
+    epoch = len(rows)
+    return epoch >= knobs.max_epochs or epoch - _best(rows) >= knobs.patience
+
+
+def _keep(checkpoint, model, best_state, optimizer, order, rows):
+    """Write everything the next epoch depends on into one safetensors file, atomically."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"best.{name}": value for name, value in best_state.items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
+    tensors["random"] = torch.get_rng_state()
+    said = {"rows": json.dumps(rows), "order": json.dumps(order.bit_generator.state)}
+    with atomic_path(checkpoint) as temporary:
+        save_file(tensors, temporary, metadata=said)
+
+
+def _resume(checkpoint, model, optimizer, order):
+    """Put back what ``_keep`` wrote; returns the rows and the best epoch's weights."""
+    with safe_open(checkpoint, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        said = file.metadata()
+
+    def part(prefix):
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    model.load_state_dict(part("model."))
+    adam = {}
+    for name, value in part("adam.").items():
+        number, key = name.split(".")
+        adam.setdefault(int(number), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": adam, "param_groups": groups})
+    order.bit_generator.state = json.loads(said["order"])
+    torch.set_rng_state(tensors["random"])
+    return json.loads(said["rows"]), part("best.")
 
 
 def _window(sequence, length, rng):
