@@ -287,6 +287,9 @@ class Ppo(Section):
 
 
 class Evaluation(Section):
+    split: Literal["test", "validation"] = "test"
+    """Whose targets the requests are about. Knobs are chosen on validation targets (recnb tune);
+    the test targets are for the end."""
     users: int = Field(0, ge=0)
     """Test users; 0 = all."""
     decoding: list[Literal["free", "constrained", "obey"]] = ["free", "constrained", "obey"]
@@ -542,8 +545,8 @@ def read_yaml(text):
         raise RecnbError(f"not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _near(key, owner):
-    """What an unknown key may have meant: its name elsewhere, or one spelled alike."""
+def _near(key, owner, sections_above):
+    """What an unknown key may have meant, with its section: elsewhere, or one spelled alike."""
     sections = {name for names in SECTIONS.values() for name in names}
     knobs = [
         f"{section}.{knob}"
@@ -553,6 +556,7 @@ def _near(key, owner):
     exact = [knob for knob in knobs if knob.split(".")[1] == key]
     names = difflib.get_close_matches(key, [knob.split(".")[1] for knob in knobs], n=1)
     close = difflib.get_close_matches(key, list(owner.model_fields), n=1)
+    close = [".".join([*map(str, sections_above), name]) for name in close]
     return exact or close or [knob for knob in knobs if knob.split(".")[1] in names]
 
 
@@ -562,12 +566,14 @@ def _explain(error, path, overrides):
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "the profile"
         given = [k for k in overrides if f"{where}.".startswith(f"{k}.")]
+        if item["type"] == "extra_forbidden":  # an unknown section stands in front of its knobs
+            given += [k for k in overrides if k.startswith(f"{where}.")]
         place = f"--set {where}" if given else f"{path}: {where}"
         if item["type"] == "extra_forbidden":
             owner = Profile
             for part in item["loc"][:-1]:
                 owner = owner.model_fields[part].annotation
-            close = _near(str(item["loc"][-1]), owner)
+            close = _near(str(item["loc"][-1]), owner, item["loc"][:-1])
             hint = f", did you mean {' or '.join(close)}?" if close else ""
             messages.append(f"{place}: unknown key{hint}")
         else:

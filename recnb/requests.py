@@ -17,6 +17,8 @@ class Request:
     control: Control
     k: int
     target: int | None = None
+    prompt: str | None = None
+    """The request in words of its own; None = in those of ``instructions.templates``."""
 
 
 @dataclass

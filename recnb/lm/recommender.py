@@ -100,5 +100,12 @@ def recommend_together(recommenders, requests, progress=lambda done, total: None
 
 def request_prompt(request, catalog, seed):
     """The prompt text of a request; seed and user alone decide how its intention is worded."""
-    rng = np.random.default_rng([seed, 107, request.user + 1])
+    if request.prompt is not None:
+        return request.prompt
+    rng = wording_rng(request, seed)
     return render(request.control, list(request.history), request.k, catalog, rng)
+
+
+def wording_rng(request, seed):
+    """The generator that draws the wording of a user's wish."""
+    return np.random.default_rng([seed, 107, request.user + 1])
