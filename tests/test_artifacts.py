@@ -40,6 +40,8 @@ def test_a_knob_that_came_later_counts_as_its_default(smoke, tmp_path):
         path.write_text(json.dumps(manifest | {"fingerprint": known}))
     games = smoke.model_copy(update={"data": smoke.data.model_copy(update={"item_noun": "game"})})
     assert is_done(smoke, "02_teacher", tmp_path) and not is_done(games, "02_teacher", tmp_path)
+    Stage("03_instructions", smoke, tmp_path).finish()
+    assert is_done(smoke, "03_instructions", tmp_path), "a new stage on top of older ones"
     Stage("01_data", games, tmp_path).finish()
     assert is_done(games, "01_data", tmp_path)
     assert not is_done(games, "02_teacher", tmp_path), "the fingerprint names the knobs it had"
