@@ -34,17 +34,17 @@ AnsweredRun = Annotated[str, typer.Option("--run", help="the run whose requests 
 FolderOption = Annotated[str, typer.Option(help="folder of the run, instead of its name")]
 
 
-def overrides(pairs):
+def overrides(pairs, option="--set"):
     """``["sft.rank=32"]`` -> ``{"sft.rank": 32}``; values are read as YAML."""
     result = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise RecnbError(f"--set {pair}: expected key=value, for example sft.rank=32")
+            raise RecnbError(f"{option} {pair}: expected key=value, for example sft.rank=32")
         try:
             result[key] = profile.read_yaml(value)
         except RecnbError as error:
-            raise RecnbError(f"--set {pair}: the value cannot be read: {error}") from None
+            raise RecnbError(f"{option} {pair}: the value cannot be read: {error}") from None
     return result
 
 
@@ -94,6 +94,27 @@ def run(
     if not until:
         runs = [f"{run_name}-seed{seed}" for seed in resolved.seeds]
         _summarise(runs, runs_folder() / f"{run_name}-seeds.csv")
+
+
+@app.command()
+def tune(
+    name: ProfileArgument,
+    try_: Annotated[
+        list[str], typer.Option("--try", help="section.key=[values], for example ppo.steps=[60,90]")
+    ],
+    set_: SetOption = [],  # noqa: B006
+    system: Annotated[str, typer.Option(help="the system whose numbers are shown")] = "full",
+):
+    """Try knobs on validation targets: each combination is a run, the table compares them.
+
+    The test targets stay unseen until recnb run. Earlier stages are shared with other runs.
+    """
+    from recnb.workflow.tune import overview
+    from recnb.workflow.tune import tune as run_trials
+
+    frame = run_trials(name, overrides(set_), overrides(try_, "--try"))
+    print(visible(overview(frame, system).to_markdown(index=False, floatfmt=".4f")))
+    print(runs_folder() / f"{name}-tune.csv")
 
 
 @app.command("check-data")

@@ -131,6 +131,19 @@ class Control:
         count_in = self._count(items, catalog)
         return 1 / (float(self.gap(count_in, len(items) - count_in, k)) + 1)
 
+    def met(self, items, k, catalog):
+        """Does a list of k items do exactly what was asked, every part of it?
+
+        Stricter than ``metrics``: ``Include`` wants all k inside, ``Exclude`` none, a share the
+        count that k itself allows ("about" the nearest integer, half up: 3 of 10 at 30 %).
+
+        Args:
+            items: ids, None = no such item.
+        """
+        known = np.array([i for i in items if i is not None], dtype=np.int64)
+        counts = [(int(inside[known].sum()), *bounds) for inside, *bounds in self.needs(k, catalog)]
+        return all(least <= count <= greatest for count, least, greatest in counts)
+
     def metrics(self, items, k, catalog):
         """``{"TCP": ...}`` (Equation 7) or ``{"CPA": ...}`` (Equation 8) of one list.
 
@@ -421,6 +434,13 @@ class About(Share):
 
     def gap(self, count_in, count_out, k):
         return abs(count_in - k * self.share)
+
+    def error(self, items, k, catalog):
+        """How many items of the category too many (too few: below 0) stand among the first k.
+
+        Measured from the integer nearest to k*m, half up: from 3 of 10 at 30 %, from 2 of 5.
+        """
+        return self._count(items[:k], catalog) - self.bounds(k)[0]
 
 
 @dataclass(frozen=True)

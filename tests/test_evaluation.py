@@ -141,7 +141,7 @@ def test_tables_of_text_in_four_formats(tmp_path):
     assert pd.read_csv(tmp_path / "table6.csv", keep_default_na=False).loc[0].tolist() == [cell, ""]
     assert "&lt;b&gt;" in (tmp_path / "table6.html").read_text()
     assert "\\|" in (tmp_path / "table6.md").read_text()
-    latex = "50 \\% \\& <b> | a\\_b $\\approx$ \\$1 \\{x\\}\\textbackslash y"
+    latex = "50 \\% \\& <b> | a\\_b $\\approx$ \\$1 \\{x\\}\\textbackslash{}y"
     assert latex in (tmp_path / "table6.tex").read_text()
 
 
@@ -155,3 +155,5 @@ def test_case_marks(toy):
         "1. a [repeat]; 2. b [target]; 3. c [repeat]; 4. d [unknown]; 5. e [inside]; 6. f",
         "0. No idea. [no list]",
     ]
+    rows = case_rows(1, request, {"ours": answer}, toy, {"instructrec": "not asked for"})
+    assert table6(rows)["answer"].tolist()[1] == "0. not asked for [not run]"

@@ -9,6 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
+from recnb.evaluation.metrics import clustered_interval
 from recnb.evaluation.protocol import SYSTEMS
 from recnb.evaluation.tables import TITLES
 from recnb.profile import STAGES, root
@@ -33,6 +34,12 @@ def test_everything_is_there(runs):
     numbers = {s: json.loads((run / s / "manifest.json").read_text())["numbers"] for s in STAGES}
     assert numbers["04_sft"]["legal after"] > numbers["04_sft"]["legal before"]
     assert numbers["05_ppo"]["low"] > 0, "PPO raises the reward beyond its noise"
+    kept = pd.read_parquet(run / "05_ppo" / "heldout_rewards.parquet")
+    gain = clustered_interval(kept["after"] - kept["before"], kept["user"], 2000, 0)
+    assert gain == (numbers["05_ppo"]["low"], numbers["05_ppo"]["high"])
+    assert 1 < kept["user"].nunique() < len(kept), "a user has several requests"
+    cases = pd.read_csv(run / "07_case_studies" / "cases.csv")
+    assert "instructrec" in set(cases["system"])
     metrics = pd.read_csv(run / "tables" / "metrics.csv")
     columns = "table system decoding task metric value low high n note"
     assert list(metrics.columns) == columns.split()

@@ -11,8 +11,15 @@ import pandas as pd
 
 from recnb import RecnbError
 from recnb.artifacts import atomic_path
-from recnb.controls import About, AtLeast, AtMost, Exclude, Include, from_json
-from recnb.evaluation.metrics import accuracy, bootstrap_interval, formatting, on_grid
+from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl, from_json
+from recnb.evaluation.metrics import (
+    accuracy,
+    bootstrap_interval,
+    exactness,
+    formatting,
+    on_grid,
+    strict,
+)
 from recnb.instructions.labels import ranked_items
 from recnb.instructions.synthesis import heldout_requests, request_of
 from recnb.instructions.templates import numbered
@@ -44,13 +51,15 @@ TASKS = {
     "I2~30": [(about_30, "target")],
     "I2>=30": [(at_least_30, "target")],
     "format": [],
+    "I2~30 by k": [(about_30, "target")],
     "I1+&I1-": [(Include, "target"), (Exclude, "other")],
     "I2<=20&I1-": [(at_most_20, "other"), (Exclude, "other")],
     "I1+&I1+": [(Include, "target"), (Include, "target")],
     "I2~30&I1-": [(about_30, "target"), (Exclude, "other")],
     "I2>=30&I2<=20": [(at_least_30, "target"), (at_most_20, "other")],
 }
-"""Task -> its controls and whose category each names (3.2, 3.5); the last three pairs are ours."""
+"""Task -> its controls and whose category each names (3.2, 3.5); the last three pairs and the wish
+with several k are ours."""
 TABLE_OF = {
     "I0": "table2",
     "I1+": "table3",
@@ -59,10 +68,12 @@ TABLE_OF = {
     "I2~30": "table4",
     "I2>=30": "table4",
     "format": "table5",
+    "I2~30 by k": "exactness",
 } | {task: "table7" for task in TASKS if "&" in task}
 SYSTEMS = [
     "popularity",
     "sasrec",
+    "sasrec_prompt",
     "sasrec_filter",
     "base",
     "endpoint",
@@ -92,7 +103,8 @@ def request_sets(histories, catalog, teacher, knobs, data_knobs, seed):
     """The requests of every task, the same for every system: ``{task: [Request]}``.
 
     Users whose target has no category are left out of the tasks that need one. k is 10; in "format"
-    it is drawn for each user from ``knobs.format_k``.
+    it is drawn for each user from ``knobs.format_k``. In "I2~30 by k" the users are dealt evenly to
+    the k of ``knobs.proportion_k``; with none there is no such task.
     """
     users = np.arange(len(histories))
     if knobs.users and knobs.users < len(users):
@@ -100,9 +112,14 @@ def request_sets(histories, catalog, teacher, knobs, data_knobs, seed):
         users = np.sort(rng.choice(users, knobs.users, replace=False))
     low, high = knobs.format_k
     longer = np.random.default_rng([seed, 110]).integers(low, high + 1, size=len(users))
+    dealt = np.resize(knobs.proportion_k or [10], len(users))
+    dealt = np.random.default_rng([seed, 118]).permutation(dealt)
+    sizes = {"format": longer, "I2~30 by k": dealt}
     requests = {}
     for task, parts in TASKS.items():
-        k = longer if task == "format" else 10
+        if task == "I2~30 by k" and not knobs.proportion_k:
+            continue
+        k = sizes.get(task, 10)
         requests[task] = heldout_requests(
             parts, users, "test", histories, catalog, teacher, data_knobs, seed, k=k
         )
@@ -116,17 +133,21 @@ class Ranker:
         scorer: has ``scores(histories)``.
         obey: take the best list that meets the control (``Control.select``) instead of the best
             list; where the unseen items cannot meet it, the best list.
+        prompt_only: know of the user what a language model's prompt shows and no more; items that
+            the user has but the prompt does not show may then be named.
     """
 
-    def __init__(self, scorer, catalog, obey=False):
-        self.scorer, self.catalog, self.obey = scorer, catalog, obey
+    def __init__(self, scorer, catalog, obey=False, prompt_only=False):
+        self.scorer, self.catalog = scorer, catalog
+        self.obey, self.prompt_only = obey, prompt_only
 
     def recommend(self, requests, progress=lambda done, total: None):
         """The k best unseen items; without ``obey`` controls are not looked at, as in the paper."""
-        scores = self.scorer.scores([r.seen for r in requests])
+        known = [r.history if self.prompt_only else r.seen for r in requests]
+        scores = self.scorer.scores(known)
         answers = []
-        for request, row in zip(requests, scores, strict=True):
-            ranked = ranked_items(row, request.seen, None)
+        for request, user_has, row in zip(requests, known, scores, strict=True):
+            ranked = ranked_items(row, user_has, None)
             items = request.control.select(ranked, request.k, self.catalog) if self.obey else None
             items = items or ranked[: request.k].tolist()
             titles = [self.catalog.titles[i] for i in items]
@@ -219,10 +240,11 @@ def stored_requests(stored, histories, data_knobs):
 def per_user(stored, requests, catalog):
     """Metrics of every stored answer: DataFrame task, user, metric, value.
 
-    Control metrics come twice: of the answer to the controlled request, and, as "... without
+    Metrics of a wish come twice: of the answer to the controlled request, and, as "... without
     control", of the same system's I0 answer for the same user and category (the values in
-    parentheses in the paper's tables).
+    parentheses in the paper's tables), where that list is as long.
     """
+    sizes = {r.user: r.k for r in requests.get("I0", [])}
     texts = {(row.task, row.user): row.text for row in stored.itertuples()}
     plain = {r.user: parse(texts["I0", r.user], catalog).items for r in requests.get("I0", [])}
     rows = []
@@ -230,15 +252,52 @@ def per_user(stored, requests, catalog):
         for request in asked:
             items = parse(texts[task, request.user], catalog).items
             values = accuracy(items, request.target)
+            form = formatting(items, request.k, set(request.history), set(request.seen))
             if task == "format":
-                whole = accuracy(items, request.target, {"K": request.k})
-                values = formatting(items, request.k, request.history, request.seen) | whole
-            values |= request.control.metrics(items, request.k, catalog)
-            if request.user in plain:
-                without = request.control.metrics(plain[request.user], request.k, catalog)
+                values = form | accuracy(items, request.target, {"K": request.k})
+            wish = _wish(items, request, catalog)
+            values |= request.control.metrics(items, request.k, catalog) | wish | form
+            if sizes.get(request.user) == request.k and not isinstance(request.control, NoControl):
+                unasked = plain[request.user]
+                without = request.control.metrics(unasked, request.k, catalog)
+                without |= _wish(unasked, request, catalog)
                 values |= {f"{name} without control": value for name, value in without.items()}
             rows += [(task, request.user, name, value) for name, value in values.items()]
     return pd.DataFrame(rows, columns=["task", "user", "metric", "value"])
+
+
+def _wish(items, request, catalog):
+    """How exactly one answer does what was asked: beside the paper's TCP and CPA."""
+    k, control = request.k, request.control
+    whole = {"Strict": strict(items, k, request.history, control, catalog)}
+    return whole | exactness(items, k, control, catalog)
+
+
+def proportion_by_k(stored, values, resamples, seed):
+    """How exactly "about m %" is kept, for each length of list that was asked for.
+
+    Args:
+        stored: one system's answers, as ``answer_all`` stores them.
+        values: their ``per_user``.
+        resamples: for the bootstrap intervals.
+
+    Returns:
+        DataFrame task, k, metric (CPA, Exact, Bias), value, low, high, n; empty if nobody was asked
+        for "about m %" alone.
+    """
+    asked = stored[["task", "user", "k"]]
+    tasks = values[values["metric"] == "Exact"]["task"].unique()
+    wanted = values["task"].isin(tasks) & values["metric"].isin(["CPA", "Exact", "Bias"])
+    joined = values[wanted].merge(asked, on=["task", "user"])
+    rows = []
+    for key, group in joined.groupby(["task", "k", "metric"], sort=False):
+        numbers = group["value"].to_numpy()
+        low, high = bootstrap_interval(numbers, resamples, seed)
+        rows.append((*key, on_grid(numbers).mean(), low, high, len(numbers)))
+    columns = ["task", "k", "metric", "value", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns).sort_values(
+        ["task", "k"], kind="stable", ignore_index=True
+    )
 
 
 def summarise(values, system, decoding, resamples, seed):
@@ -280,7 +339,10 @@ def evaluate_stored(
             first, requests = stored, stored_requests(stored, histories, data_knobs)
         asked = ["task", "user", "k", "control"]
         if not stored[asked].equals(first[asked]):
-            raise RecnbError(f"{path} answers other requests than the files beside it: delete it")
+            raise RecnbError(
+                f"{path} answers other requests than the files beside it: delete it and run "
+                "notebook 06_evaluation again"
+            )
         users[system, decoding] = per_user(stored, requests, catalog)
         means = summarise(users[system, decoding], system, decoding, knobs.bootstrap, seed)
         parts.append(means.assign(note=(remarks or {}).get(system, "")))
@@ -318,31 +380,32 @@ def score_texts(table, requests, catalog, name, knobs, seed):
     asked, seen = {}, set()
     for task, group in requests.items():
         asked |= {(task, request.user): request for request in group}
-    for row, (task, user) in enumerate(zip(table["task"], table["user"], strict=True), start=2):
+    for line, task, user in zip(_lines(table), table["task"], table["user"], strict=True):
         if task not in requests:
-            raise RecnbError(f"row {row}: no task {task!r}; tasks: {', '.join(requests)}")
+            raise RecnbError(f"line {line}: no task {task!r}; tasks: {', '.join(requests)}")
         if (task, user) not in asked:
-            raise RecnbError(f"row {row}: task {task} has no request of user {user!r}")
+            raise RecnbError(
+                f"line {line}: task {task} has no request of user {user!r}: recnb requests writes "
+                "all that the run asked"
+            )
         if (task, user) in seen:
-            raise RecnbError(f"row {row}: task {task}, user {user} stands there twice")
+            raise RecnbError(
+                f"line {line}: task {task}, user {user} stands there twice: keep one answer"
+            )
         seen.add((task, user))
     tasks = [task for task in requests if task in set(table["task"])]
     lacking = [key for key in asked if key[0] in tasks and key not in seen]
     if lacking:
         task, user = lacking[0]
         raise RecnbError(
-            f"{len(lacking)} requests have no text, the first: task {task}, user {user}"
+            f"{len(lacking)} requests have no text, the first: task {task}, user {user}; answer "
+            "each request of a task, or leave the task out"
         )
     values = per_user(table, {task: requests[task] for task in tasks}, catalog)
     return summarise(values, name, "free", knobs.bootstrap, seed)
 
 
-def paired_difference(a, b, resamples, seed):
-    """Mean of a - b over the users both have, with its bootstrap interval.
-
-    Args:
-        a, b: DataFrames user, value of one task and metric.
-    """
-    joined = a.merge(b, on="user", suffixes=("_a", "_b"))
-    difference = (joined["value_a"] - joined["value_b"]).to_numpy()
-    return float(on_grid(difference).mean()), *bootstrap_interval(difference, resamples, seed)
+def _lines(table):
+    """The line of a CSV file that each row begins on, as an editor counts: texts have several."""
+    height = 1 + sum(table[column].astype(str).str.count("\n") for column in table)
+    return 2 + height.cumsum() - height

@@ -137,3 +137,31 @@ def over_seeds(frames):
     keys = ["table", "system", "decoding", "task", "metric"]
     values = pd.concat(frames).dropna(subset="value").groupby(keys, sort=False)["value"]
     return values.agg(mean="mean", sd="std", runs="size").reset_index()
+
+
+def effects_over_seeds(frames):
+    """The paired effects of the primary family over runs that differ in their seed alone.
+
+    An effect counts as ``real`` if its mean is farther from 0 than the runs' standard deviation,
+    it has the same sign in every run, and every run's corrected p is below .05. The largest p is
+    taken, and the p-values are not pooled: the runs share their test users, so that their p-values
+    depend on each other, and the largest of several p-values is valid however they depend. The
+    price is that each further run can only make it larger.
+
+    Args:
+        frames: list of ``primary.csv`` tables, one a run.
+
+    Returns:
+        DataFrame name, a, b, task, metric, expected, mean, sd, runs, largest p corrected, real; sd
+        needs two runs, and so does ``real``. Comparisons that a run did not compute count the runs
+        that have them.
+    """
+    keys = ["name", "a", "b", "task", "metric", "expected"]
+    rows = []
+    for key, group in pd.concat(frames).groupby(keys, sort=False):
+        effects = group["difference"].dropna()
+        mean, sd, worst = effects.mean(), effects.std(), group["p corrected"].max()
+        same_sign = (effects > 0).all() or (effects < 0).all()
+        real = bool(len(effects) > 1 and abs(mean) > sd and same_sign and worst < 0.05)
+        rows.append((*key, mean, sd, len(effects), worst, real))
+    return pd.DataFrame(rows, columns=[*keys, "mean", "sd", "runs", "largest p corrected", "real"])

@@ -9,9 +9,21 @@ from recnb import RecnbError
 from recnb import profile as profiles
 from recnb.artifacts import Reader, atomic_path, is_done, read_manifest, same_knobs
 from recnb.catalog import Catalog
-from recnb.evaluation.protocol import evaluate_stored, score_texts, stored_requests
+from recnb.datasets.tabular import read_csv, shown
+from recnb.evaluation.primary import in_family, primary, write_primary
+from recnb.evaluation.protocol import evaluate_stored, proportion_by_k, score_texts, stored_requests
 from recnb.evaluation.statistics import comparisons
-from recnb.evaluation.tables import table1, table6, table8, write_frame, write_tables
+from recnb.evaluation.tables import (
+    exactness,
+    form,
+    table1,
+    table6,
+    table8,
+    tallrec_table,
+    write_frame,
+    write_tables,
+)
+from recnb.evaluation.wordings import write_wordings
 from recnb.interactions import Histories
 from recnb.lm.recommender import request_prompt
 
@@ -37,6 +49,7 @@ def open_run(run_folder):
 def remarks(profile):
     """What a reader must know of systems that did answer: ``{system: text}``."""
     return {
+        "sasrec_prompt": "the teacher, told no more of the user than a prompt shows",
         "palr": f"trained on {profile.sft.palr:,} samples",
         "instructrec": (
             f"trained on {profile.sft.instructrec:,} samples; backbone: this profile's model, "
@@ -54,7 +67,8 @@ def write_results(answers, histories, catalog, profile, not_run, tables):
         tables: folder for ``metrics.csv``, ``differences.csv`` and the tables.
 
     Returns:
-        ``(metrics, users, tables)``, the last as ``{name: DataFrame}``.
+        ``(metrics, users, tables)``, the last as ``{name: DataFrame}``: the tables as they are
+        shown, but "primary" and "exactness" as numbers.
     """
     knobs, seed = profile.evaluation, profile.seed
     metrics, users = evaluate_stored(
@@ -62,7 +76,20 @@ def write_results(answers, histories, catalog, profile, not_run, tables):
     )
     made = write_tables(metrics, tables)
     differences = comparisons(users, knobs.bootstrap, seed)
+    differences = differences.assign(family=in_family(differences))
     differences.to_csv(tables / "differences.csv", index=False, float_format="%.6f")
+    made["primary"] = primary(users, knobs.bootstrap, seed)
+    write_primary(made["primary"], tables)
+    # all systems were asked the same (evaluate_stored): one file names every k
+    asked = pd.read_parquet(next(answers.glob("*.parquet")), columns=["task", "user", "k"])
+    parts = []
+    for (system, decoding), values in users.items():
+        by_k = proportion_by_k(asked, values, knobs.bootstrap, seed)
+        parts.append(by_k.assign(system=system, decoding=decoding))
+    made["exactness"] = pd.concat(parts, ignore_index=True)
+    write_frame(form(metrics), tables, "form")
+    write_frame(exactness(made["exactness"], not_run), tables, "exactness")
+    made["exactness"].to_csv(tables / "exactness.csv", index=False, float_format="%.6f")
     return metrics, users, made
 
 
@@ -83,9 +110,12 @@ def write_other_tables(profile, run_folder, tables):
     if "07_case_studies" in manifests:
         cases = pd.read_csv(reader.input("07_case_studies", "cases.csv"), **text)
         write_frame(table6(cases), tables, "table6")
-    for stage, name in (("08_tallrec", "tallrec"), ("09_general_ability", "general")):
-        if stage in manifests:
-            write_frame(pd.read_csv(reader.input(stage, "table.csv"), **text), tables, name)
+    if "08_tallrec" in manifests:
+        answered = pd.read_csv(reader.input("08_tallrec", "table.csv"), **text)
+        write_frame(tallrec_table(answered), tables, "tallrec")
+    if "09_general_ability" in manifests:
+        ability = pd.read_csv(reader.input("09_general_ability", "table.csv"), **text)
+        write_frame(ability, tables, "general")
 
 
 def evaluate_run(run_folder, tables):
@@ -93,6 +123,8 @@ def evaluate_run(run_folder, tables):
     profile, catalog, histories, answers = open_run(run_folder)
     not_run = json.loads((answers.parent.parent / "not_run.json").read_text(encoding="utf-8"))
     results = write_results(answers, histories, catalog, profile, not_run, Path(tables))
+    if profile.evaluation.wordings:
+        write_wordings(answers, histories, catalog, profile, Path(tables))
     write_other_tables(profile, run_folder, tables)
     return results
 
@@ -114,6 +146,18 @@ def write_requests(run_folder, file):
     return len(rows)
 
 
+def read_answers(file):
+    """Someone else's answers as strings, but for the user, a number where it is one."""
+    try:
+        table = read_csv(file)
+    except (OSError, ValueError, OverflowError) as error:
+        raise RecnbError(f"{file} is not a readable CSV file: {shown(error, 200)}") from error
+    if "user" in table:
+        numbers = pd.to_numeric(table["user"], errors="coerce")
+        table["user"] = numbers.astype(object).where(numbers.notna(), table["user"])
+    return table
+
+
 def score_file(file, run_folder, name):
     """Score a CSV of answers against a run's requests.
 
@@ -124,10 +168,7 @@ def score_file(file, run_folder, name):
         RecnbError: an unreadable file, or what ``score_texts`` says of its rows, with the file's
             name.
     """
-    try:
-        table = pd.read_csv(file, keep_default_na=False, dtype={"text": str, "task": str})
-    except (OSError, ValueError) as error:
-        raise RecnbError(f"{file} is not a readable CSV file: {error}") from error
+    table = read_answers(file)
     profile, catalog, requests = _requests(run_folder)
     try:
         metrics = score_texts(table, requests, catalog, name, profile.evaluation, profile.seed)

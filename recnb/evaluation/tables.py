@@ -1,15 +1,15 @@
 """The paper's tables in four formats: our rows with intervals, the reported rows beside them."""
 
-import html
 from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
+from recnb import text_safety
 from recnb.artifacts import atomic_path
 
-CONTROLLED = [
+CONTROLLED = [  # each with Strict behind its own metrics
     ("I1+&I1-", ["TC1¬2P"]),
     ("I2<=20&I1-", ["C1PA", "TC2P"]),
     ("I1+&I1+", ["TC1P", "TC2P"]),
@@ -18,19 +18,31 @@ CONTROLLED = [
 ]
 LAYOUT = {
     "table2": [("I0", m) for m in ("HR@10", "NDCG@10", "HR@5", "NDCG@5")],
-    "table3": [(t, m) for t in ("I1+", "I1-") for m in ("HR@10", "NDCG@10", "TCP")],
-    "table4": [(t, m) for t in ("I2<=20", "I2~30", "I2>=30") for m in ("HR@10", "NDCG@10", "CPA")],
+    "table3": [(t, m) for t in ("I1+", "I1-") for m in ("HR@10", "NDCG@10", "TCP", "Strict")],
+    "table4": [
+        (t, m) for t in ("I2<=20", "I2~30", "I2>=30") for m in ("HR@10", "NDCG@10", "CPA", "Strict")
+    ],
     "table5": [
         ("format", m)
         for m in ("CorrectCount", "RepeatItem", "NonExist", "InHistory", "Seen", "HR@K", "NDCG@K")
     ],
-    "table7": [(t, m) for t, own in CONTROLLED for m in ("HR@10", *own)],
+    "table7": [(t, m) for t, own in CONTROLLED for m in ("HR@10", *own, "Strict")],
 }
 TITLES = {
     "table1": "Table 1: the data",
     "table2": "Table 2: sequential recommendation (I0)",
-    "table3": "Table 3: category control (I1); TCP in % (without control)",
-    "table4": "Table 4: category proportion control (I2); CPA in % (without control)",
+    "primary": "Primary comparisons, fixed in docs/primary.md",
+    "table3": "Table 3: category control (I1); TCP and Strict in % (without control)",
+    "table4": "Table 4: category proportion control (I2); CPA and Strict in % (without control)",
+    "form": (
+        "Form of the free lists of every task: lists with exactly k entries, and shares of their "
+        "entries that are repeated, in no catalogue, shown by the prompt, seen by the user; "
+        "Strict: what was asked for, whole; in %"
+    ),
+    "exactness": (
+        "Exactness of about m %: lists within one item of it (CPA) and right to the item (Exact), "
+        "in %; mean error in items (Bias, below 0: too few)"
+    ),
     "table5": (
         "Table 5: formatting quality of longer lists; rates in %, HR and NDCG as fractions "
         "with K = k"
@@ -47,6 +59,10 @@ TITLES = {
     "table8": "Table 8: instructions of each task",
     "tallrec": "TALLRec: AUC in % after K examples, mean ± standard deviation over draws",
 }
+TITLE_OF_WORDING = (
+    "The same wishes in other words; free decoding, in %, paraphrases as mean (range)"
+)
+"""The table ``wording``, which only ``evaluation.wordings`` makes."""
 LESS_IS_BETTER = {
     ("I1-", "TCP"),
     ("format", "RepeatItem"),
@@ -61,11 +77,17 @@ MARKS = {
     "html": ("<b>{}</b>", "<u>{}</u>"),
     "latex": ("\\textbf{{{}}}", "\\underline{{{}}}"),
 }
+PLAIN = {
+    "markdown": text_safety.markdown,
+    "html": lambda text: text_safety.html(text_safety.one_line(text)),
+    "latex": text_safety.latex,
+}
+"""What makes plain text of each language."""
 
 
 def percent(metric):
-    """Rates are shown in %, HR and NDCG as fractions, as in the paper."""
-    return not metric.startswith(("HR@", "NDCG@"))
+    """Rates are shown in %, HR and NDCG as fractions, as in the paper; Bias is in items."""
+    return not metric.startswith(("HR@", "NDCG@", "Bias"))
 
 
 @lru_cache
@@ -80,30 +102,30 @@ def layout(metrics, table, marks=None):
     Args:
         metrics: long form (``protocol.COLUMNS``).
         table: a key of ``LAYOUT``.
-        marks: None, or a key of ``MARKS``: best and runner-up of our systems in each column and way
-            of decoding are marked in that language.
+        marks: None, or a key of ``MARKS``: cells are text of that language, and best and runner-up
+            of our systems in each column and way of decoding are marked.
 
     Returns:
         DataFrame with columns system, decoding, one per task and metric, and note. Our cells read
         "mean [low, high]", with the value without control in parentheses; a system that was not run
         has its reason as note; the paper's rows follow, with their dataset in the decoding column.
     """
-    rows = []
+    rows, plain = [], PLAIN[marks] if marks else str
     notes = metrics.groupby(["system", "decoding"])["note"].first()
     index = metrics.set_index(["system", "decoding", "task", "metric"])
     places = _places(metrics) if marks else {}
     answered = metrics[["system", "decoding"]].drop_duplicates()
     for system, decoding in answered.itertuples(index=False):
-        row = {"system": system, "decoding": decoding}
+        row = {"system": plain(system), "decoding": plain(decoding)}
         for task, metric in LAYOUT[table]:
             text = _cell(index, system, decoding, task, metric)
             place = places.get((system, decoding, task, metric))
             row[f"{task} {metric}"] = MARKS[marks][place].format(text) if place in (0, 1) else text
-        rows.append(row | {"note": notes[system, decoding]})
+        rows.append(row | {"note": plain(notes[system, decoding])})
     paper = reported()[table]
     for dataset in ("Movie", "Steam"):
         for system, numbers in paper[dataset].items():
-            row = {"system": f"{system} (paper)", "decoding": dataset}
+            row = {"system": plain(f"{system} (paper)"), "decoding": dataset}
             values = dict(zip(paper["columns"], numbers, strict=True))
             for task, metric in LAYOUT[table]:
                 row[f"{task} {metric}"] = _reported_cell(values.get(f"{task} {metric}"), metric)
@@ -159,7 +181,6 @@ def write_tables(metrics, folder):
     tables = {name: layout(metrics, name) for name in LAYOUT}
     for name, table in tables.items():
         marked = {language: layout(metrics, name, language) for language in MARKS}
-        marked["html"]["note"] = marked["html"]["note"].map(html.escape)
         texts = {language: _text(cells, name, language) for language, cells in marked.items()}
         _write(table, folder, name, texts)
     return tables
@@ -169,50 +190,31 @@ def write_frame(frame, folder, name):
     """Write a table of plain text cells as CSV, Markdown, LaTeX and HTML."""
     folder.mkdir(parents=True, exist_ok=True)
     frame = frame.fillna("").astype(str)
-    # marks use braces, plain cells must not
-    braces = str.maketrans({"\\": "\\textbackslash ", "{": "\\{", "}": "\\}"})
-    escaped = {
-        "markdown": frame.map(lambda cell: cell.replace("|", "\\|").replace("\n", " ")),
-        "latex": frame.map(lambda cell: cell.translate(braces)),
-        "html": frame.map(html.escape),
-    }
-    texts = {language: _text(cells, name, language) for language, cells in escaped.items()}
+    texts = {language: _text(frame.map(PLAIN[language]), name, language) for language in PLAIN}
     _write(frame, folder, name, texts)
 
 
 def _write(frame, folder, name, texts):
-    frame.to_csv(folder / f"{name}.csv", index=False)
+    frame.map(text_safety.spreadsheet).to_csv(folder / f"{name}.csv", index=False)
     for suffix, language in (("md", "markdown"), ("tex", "latex"), ("html", "html")):
         with atomic_path(folder / f"{name}.{suffix}") as temporary:
             temporary.write_text(texts[language], encoding="utf-8")
 
 
+def title_of(name):
+    """What stands above a table."""
+    return TITLE_OF_WORDING if name == "wording" else TITLES[name]
+
+
 def _text(frame, name, language):
-    """A table as text; its cells are of that language, but for LaTeX's special characters."""
+    """A table as text; its cells are text of that language already, its column names are not."""
     if language == "latex":
-        cells = frame.rename(columns=_latex).map(_latex)
-        return cells.to_latex(
-            index=False, escape=False, caption=_latex(TITLES[name]), label=f"tab:{name}"
-        )
+        frame = frame.rename(columns=text_safety.latex)
+        caption = text_safety.latex(title_of(name))
+        return frame.to_latex(index=False, escape=False, caption=caption, label=f"tab:{name}")
     if language == "markdown":
-        return f"{TITLES[name]}\n\n{frame.to_markdown(index=False, disable_numparse=True)}\n"
-    return frame.rename(columns=html.escape).to_html(index=False, border=0, escape=False)
-
-
-def _latex(text):
-    for sign in "%&#_$":
-        text = text.replace(sign, "\\" + sign)
-    signs = {
-        "~": "$\\approx$",
-        "<=": "$\\leq$",
-        ">=": "$\\geq$",
-        "¬": "$\\neg$",
-        "±": "$\\pm$",
-        "^": "\\^{}",
-    }
-    for sign, latex in signs.items():
-        text = text.replace(sign, latex)
-    return text
+        return f"{title_of(name)}\n\n{frame.to_markdown(index=False, disable_numparse=True)}\n"
+    return frame.rename(columns=text_safety.html).to_html(index=False, border=0, escape=False)
 
 
 def table1(numbers):
@@ -228,6 +230,71 @@ def table1(numbers):
     whole = ("users", "items", "interactions")
     counts = {column: frame[column].map("{:,}".format) for column in whole}
     return frame.assign(**counts, sparsity=frame["sparsity"].map("{:.2%}".format))
+
+
+def form(metrics):
+    """Formatting of every task's free lists in %, as text cells; an automaton's lists have no
+    error.
+
+    Args:
+        metrics: long form.
+    """
+    names = ["CorrectCount", "RepeatItem", "NonExist", "InHistory", "Seen", "Strict"]
+    free = metrics[(metrics["decoding"] == "free") & metrics["metric"].isin(names)]
+    free = free.dropna(subset="value")
+    rows = []
+    for (system, task), group in free.groupby(["system", "task"], sort=False):
+        values = group.set_index("metric")["value"]
+        rates = {name: f"{100 * values[name]:.2f}" for name in names}
+        rows.append({"system": system, "task": task, "lists": group["n"].iloc[0]} | rates)
+    return pd.DataFrame(rows, columns=["system", "task", "lists", *names])
+
+
+def exactness(by_k, not_run):
+    """How exactly "about m %" is kept, as text cells.
+
+    Args:
+        by_k: ``protocol.proportion_by_k`` of each system, with columns system and decoding.
+        not_run: ``{system: reason}``.
+    """
+    rows = []
+    for key, group in by_k.groupby(["system", "decoding", "task", "k"], sort=False):
+        row = dict(zip(("system", "decoding", "task", "k"), key, strict=True))
+        row["lists"] = group["n"].iloc[0]
+        for r in group.itertuples():
+            scale, form = (1, "{:+.2f}") if r.metric == "Bias" else (100, "{:.2f}")
+            value, low, high = (form.format(scale * x) for x in (r.value, r.low, r.high))
+            row[r.metric] = f"{value} [{low}, {high}]"
+        rows.append(row)
+    rows += [{"system": s, "note": f"not run: {reason}"} for s, reason in not_run.items()]
+    columns = ["system", "decoding", "task", "k", "lists", "CPA", "Exact", "Bias", "note"]
+    return pd.DataFrame(rows, dtype=object).reindex(columns=columns).fillna("")
+
+
+TALLREC_NOT_RUN = {
+    "DROS": (
+        "a sequential recommender trained for shifts of the distribution over time, "
+        "which this kit does not implement"
+    ),
+    "GRU-BERT": "needs a pretrained BERT for the titles, which this kit does not bring",
+    "DROS-BERT": "needs DROS and a pretrained BERT, neither of which this kit brings",
+}
+"""Why rows that TALLRec reports have none of ours beside them."""
+
+
+def tallrec_table(table):
+    """Notebook 08's table with a row, and the reason in it, for each system that the kit lacks.
+
+    Args:
+        table: text cells, as the notebook stored them.
+    """
+    theirs = table["system"].str.endswith(" (paper)")
+    rows = []
+    for domain in table[theirs]["domain"].unique():
+        for system, reason in TALLREC_NOT_RUN.items():
+            rows.append({"system": system, "domain": domain, "note": f"not run: {reason}"})
+    parts = [table[~theirs], pd.DataFrame(rows, columns=table.columns), table[theirs]]
+    return pd.concat(parts, ignore_index=True).fillna("")
 
 
 def table6(cases):
