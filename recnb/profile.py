@@ -8,7 +8,7 @@ only, so a changed knob re-runs that stage and those after it (see ``STAGES`` an
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -38,6 +38,11 @@ SECTIONS = {
     "09_general_ability": ["general_ability"],
 }
 """Which sections of a profile a stage reads."""
+
+
+SINGLE = r"(I1[+-]|I2(<=|>=|~))"
+Pair = Annotated[str, Field(pattern=rf"^{SINGLE}&{SINGLE}$")]
+"""Two tasks in one request: "I1+&I1-" wants one category and not another."""
 
 
 class Section(BaseModel):
@@ -106,6 +111,10 @@ class Instructions(Section):
     """I2 samples, a third each for at most, at least and about; 0 = one a user."""
     search: int = Field(0, ge=0)
     """I3 samples; 0 = one an item."""
+    pairs: int = Field(0, ge=0)
+    """Samples with two wishes at once (paper: none)."""
+    pair_kinds: list[Pair] = ["I1+&I1-", "I2<=&I1-", "I1+&I1+", "I2~&I1-", "I2>=&I2<="]
+    """Which pairs of tasks they are; what is left out here is never met before Table 7."""
     chat_share: float = Field(1 / 3, ge=0, lt=1)
     """Share of general conversations (I4) in the whole set; Table 8 has one third."""
     chat_words: int = Field(120, ge=10)
@@ -218,6 +227,8 @@ class Ppo(Section):
     """PPO steps; one step samples, scores and learns from a batch (paper: 3000)."""
     prompts: int = Field(32, ge=1)
     """Prompts in a step."""
+    pair_kinds: list[Pair] = []
+    """Pairs of tasks that take turns with the six single ones (paper: none)."""
     distinct: int = Field(0, ge=0)
     """Different prompts, which return until the steps are done, so that early and late rewards of
     the same prompt can be compared; 0 = each prompt once, at most 20,000 (paper: 300 users)."""
@@ -308,6 +319,15 @@ class Evaluation(Section):
     other capitals and other places of the wish (recnb/evaluation/wordings.yaml)."""
     wording_users: int = Field(50, ge=2)
     """Users behind each wording and each such change, the same ones for all of a task."""
+
+    @model_validator(mode="after")
+    def range_of_k(self):
+        low, high = self.format_k
+        if not 1 <= low <= high:
+            raise ValueError(
+                f"format_k ({[low, high]}) is the least and the greatest k: at least 1, in order"
+            )
+        return self
 
 
 class Endpoint(Section):
@@ -401,6 +421,9 @@ class Profile(Section):
     seeds: list[int] = []
     """Run the profile once with each of these seeds instead, and summarise by mean and standard
     deviation; empty = seed alone."""
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], dict[str, Any]] = {}
+    """Also run the profile with these knobs changed, each as a run of its own that shares the
+    stages before them: {pairs: {instructions.pairs: 9000}}."""
     data: Data = Data()
     teacher: Teacher = Teacher()
     instructions: Instructions = Instructions()

@@ -70,8 +70,10 @@ def test_share_of_chat():
         assert len(small) == 40 and (small["task"] == "I4").sum() == 40 * share
         lists = small[small["task"] == "I0"]["prompt"]
         assert lists.is_unique
-    with pytest.raises(RecnbError, match="chat_share left none"):
+    with pytest.raises(RecnbError, match="chat_share is 0"):
         share_of_chat(frame[5:], 0.5, 10, 0)
+    with pytest.raises(RecnbError, match="asks for 90 lists, the instruction set has 50"):
+        share_of_chat(frame, 0.1, 100, 0)
 
 
 @pytest.fixture
@@ -144,9 +146,10 @@ def test_no_data_says_so(language_model, monkeypatch):
         (
             "mmlu/test/anatomy_test.csv",
             "Only,three,cells\n",
-            "anatomy_test.csv, row 1: expected question",
+            "anatomy_test.csv, line 1: expected a question",
         ),
-        ("mmlu/dev/anatomy_dev.csv", "q,a,b,c,d,A\nq,a,b,c,d,E\n", "anatomy_dev.csv, row 2"),
+        ("mmlu/dev/anatomy_dev.csv", "q,a,b,c,d,A\nq,a,b,c,d,E\n", "anatomy_dev.csv, line 2"),
+        ("mmlu/dev/anatomy_dev.csv", '"two\nlines",a,b,c,d,A\nq,a\n', "anatomy_dev.csv, line 3"),
         (
             "gsm8k/test.jsonl",
             '{"question": "1?", "answer": "1"}\n{"question": 1\n',

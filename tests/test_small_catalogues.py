@@ -16,6 +16,7 @@ from recnb.instructions import synthesis
 from recnb.instructions.checks import check_labels
 from recnb.interactions import Histories
 from recnb.lm.constrained import CatalogAutomaton
+from recnb.lm.parsing import parse
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer
 from recnb.ppo.prompts import rl_requests, split_users
@@ -137,6 +138,16 @@ def test_a_user_with_nearly_the_whole_catalogue_gets_what_is_left():
     assert sorted(line.split(". ")[1] for line in text.splitlines()) == sorted(catalog.titles[9:])
     with pytest.raises(RecnbError, match="the user has all 12 titles"):
         automaton.start(10, range(1, 13))
+
+
+def test_lists_may_be_longer_than_their_numbers_are_known():
+    catalog = world(TWO)[0]
+    codec = Codec(build_tokenizer(catalog, [], 320, True))
+    state, tokens = CatalogAutomaton(codec, catalog).start(25, []), []
+    while not state.done:
+        tokens.append(int(state.allowed()[-1]))
+        state.advance(tokens[-1])
+    assert parse(codec.decode(tokens), catalog).items == list(range(60, 35, -1))
 
 
 def small(tmp_path, change=lambda items, log: (items, log), categories=GAMES, **few):

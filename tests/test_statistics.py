@@ -147,11 +147,12 @@ def test_texts_of_someone_else(answers, world, smoke):
     assert score(table)["value"].equals(ours["value"])
     one_task = score(table[table["task"] == "I1+"])
     assert set(one_task["task"]) == {"I1+"} and not one_task["metric"].str.contains("without").any()
+    last = 2 + sum(text.count("\n") + 1 for text in table["text"])
     for broken, message in [
         (table.drop(columns="text"), "no column 'text'"),
-        (table.assign(task="I9"), "row 2: no task 'I9'; tasks: I0"),
-        (table.assign(user=10**6), "row 2: task I0 has no request of user 1000000"),
-        (pd.concat([table, table[:1]]), "stands there twice"),
+        (table.assign(task="I9"), "line 2: no task 'I9'; tasks: I0"),
+        (table.assign(user=10**6), "line 2: task I0 has no request of user 1000000"),
+        (pd.concat([table, table[:1]]), f"line {last}: task I0, user .* stands there twice"),
         (table[1:], "1 requests have no text, the first: task I0, user"),
     ]:
         with pytest.raises(RecnbError, match=message):

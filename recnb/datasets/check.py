@@ -4,7 +4,7 @@ import pandas as pd
 
 from recnb import RecnbError
 from recnb.catalog import clean_title
-from recnb.datasets import kept, numbered
+from recnb.datasets import kept, merged, numbered
 from recnb.datasets.tabular import load, shown
 from recnb.instructions.synthesis import rehearse, validation_samples
 from recnb.teacher.popularity import Popularity
@@ -51,6 +51,8 @@ def check(profile):
     if tables.problems or tables.items is None or tables.log is None:
         return tables.problems, tables.notes
     items, log = tables.items, tables.log
+    if data.merge_titles:
+        items, log = merged(items, log)
     left, events, problem = _filtered(items, log, data.k_core)
     if problem:
         return [problem], tables.notes
@@ -130,12 +132,12 @@ def _requests(profile, catalog, histories):
         )
     if max(map(len, targets)) < 2:
         found.append("no test item has two categories: Table 7's wish for two of them stays empty")
-    most = max(profile.evaluation.format_k[1], EVALUATED)
+    most = max(profile.evaluation.format_k[1], EVALUATED, *profile.evaluation.proportion_k)
     short = sum(len(catalog) - len(items) + 1 < most for items in histories.items)
     if short:
         found.append(
-            f"{short:,} of {users:,} users have fewer than {most} unseen items left: where Table 5 "
-            "(evaluation.format_k) asks for more, their constrained lists are shorter"
+            f"{short:,} of {users:,} users have fewer than {most} unseen items left: where a test "
+            "request asks for more (evaluation.format_k), their constrained lists are shorter"
         )
     learnable = len(histories.training_users())
     if profile.ppo.heldout_users > learnable // 2:
@@ -153,7 +155,7 @@ def _titles(items):
         title = shown(items["title"][twice].iloc[0])
         found.append(
             f"{int(twice.sum()):,} titles stand there more than once, the first {title!r}: later "
-            'ones get " (2)"; if they are the same item, merge them'
+            'ones get " (2)"; if they are the same item, set data.merge_titles to true'
         )
     marked = items["title"].str.contains(r"<[a-zA-Z/]|&[a-z]+;", regex=True)
     if marked.any():

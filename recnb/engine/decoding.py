@@ -28,7 +28,7 @@ class Draft:
     """Guesses how a free answer goes on, as long as it reads like a list of catalogue titles."""
 
     def __init__(self, automaton, k):
-        possible = k <= min(automaton.longest, automaton.total[0])
+        possible = k <= automaton.total[0]
         self.state = automaton.start(k, (), repeats=True) if possible else None
         self.eos = automaton.eos
 

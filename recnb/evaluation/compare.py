@@ -32,7 +32,10 @@ def compare_runs(folder, other, systems=("v2", "full"), decodings=("free",)):
     profile, catalog, histories, answers = open_run(folder)
     _, other_catalog, other_histories, other_answers = open_run(other)
     if catalog.titles != other_catalog.titles:
-        raise RecnbError(f"{folder} and {other} have different catalogues: nothing to compare")
+        raise RecnbError(
+            f"{folder} and {other} have different catalogues ({len(catalog)} and "
+            f"{len(other_catalog)} items, or other titles): compare runs of the same data"
+        )
     found, left_out = [], set()
     for system in systems:
         for path in (answers / f"{system}-{decoding}.parquet" for decoding in decodings):

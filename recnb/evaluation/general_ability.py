@@ -123,17 +123,24 @@ def _mmlu_rows(path):
     rows = []
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            for number, row in enumerate(csv.reader(file), start=1):
-                if number == 1 and row[:1] == ["question"]:
-                    continue
-                if len(row) != 6 or row[5] not in letters:
+            reader, line = csv.reader(file), 1  # as an editor counts: questions have several
+            for row in reader:
+                header = line == 1 and row[:1] == ["question"]
+                if not header and (len(row) != 6 or row[5] not in letters):
                     raise RecnbError(
-                        f"{path}, row {number}: expected question, four choices and an answer A to "
-                        "D or 0 to 3"
+                        f"{path}, line {line}: expected a question, four choices and an answer A "
+                        f"to D or 0 to 3, found {len(row)} cells that end in {row[-1:]}: copy "
+                        "MMLU's file anew"
                     )
-                rows.append({"question": row[0], "choices": row[1:5], "answer": letters[row[5]]})
-    except OSError as error:
-        raise RecnbError(f"{path} cannot be read: {error}") from error
+                if not header:
+                    answer = letters[row[5]]
+                    rows.append({"question": row[0], "choices": row[1:5], "answer": answer})
+                line = reader.line_num + 1
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RecnbError(
+            f"{path} cannot be read ({error}): general_ability.data must be MMLU's and GSM8K's "
+            "folder"
+        ) from error
     return rows
 
 
@@ -151,10 +158,14 @@ def read_gsm8k(path):
                 rows.append({"question": record["question"], "answer": record["answer"]})
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise RecnbError(
-                    f"{path}, line {number}: expected an object with question and answer"
+                    f"{path}, line {number}: expected a JSON object with question and answer, "
+                    f"found {line[:40]!r}: copy GSM8K's file anew"
                 ) from error
-    except OSError as error:
-        raise RecnbError(f"{path} cannot be read: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecnbError(
+            f"{path} cannot be read ({error}): general_ability.data must be MMLU's and GSM8K's "
+            "folder"
+        ) from error
     return Dataset.from_list(rows)
 
 
@@ -316,13 +327,14 @@ def share_of_chat(frame, share, count, seed):
     wanted = round(count * share)
     if wanted and not len(chat):
         raise RecnbError(
-            "general_ability.shares asks for conversations, but instructions.chat_share left none "
-            "in the set"
+            f"general_ability.shares asks for {share:.0%} of conversations, but the instruction "
+            "set has none (instructions.chat_share is 0): raise that, or set shares to [0]"
         )
     if count - wanted > len(lists):
         raise RecnbError(
-            f"general_ability.samples ({count}) asks for more lists than the instruction set has "
-            f"({len(lists)})"
+            f"general_ability.samples ({count}) at a share of {share:.0%} asks for "
+            f"{count - wanted} lists, the instruction set has {len(lists)}: lower it, or raise "
+            "instructions.sequential, .category or .proportion"
         )
     talk = np.resize(rng.permutation(chat), wanted) if wanted else np.empty(0, dtype=int)
     picked = rng.choice(lists, size=count - wanted, replace=False)

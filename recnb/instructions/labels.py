@@ -4,7 +4,17 @@ from fractions import Fraction
 
 import numpy as np
 
-from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl, Share, first_list
+from recnb.controls import (
+    About,
+    AllOf,
+    AtLeast,
+    AtMost,
+    Exclude,
+    Include,
+    NoControl,
+    Share,
+    first_list,
+)
 
 
 def ranked_items(scores, seen, target):
@@ -40,19 +50,33 @@ def frequent_other_category(items, target, catalog, rng, used=frozenset()):
     return str(rng.choice(ties))
 
 
-def draw_control(kind, ranked, target, catalog, rng):
+def draw_control(kind, ranked, target, catalog, rng, used=frozenset()):
     """A control of a task for a sample whose ground truth is ``target``; None if it has none.
 
     Positive controls name a category of the target, so that the target itself obeys; negative ones
     name a category that the target lacks, mostly (80 %) the one most frequent in the teacher's
-    list. Shares are multiples of 10 %.
+    list. Shares are multiples of 10 %. A pair ("I1+&I1-") is an ``AllOf`` of two categories.
+
+    Args:
+        kind: the task.
+        ranked: ``ranked_items``.
+        used: categories that are taken already.
     """
-    own = sorted(catalog.categories[target])
-    others = sorted(set(catalog.names) - set(own))
+    if "&" in kind:
+        parts = []
+        for single in kind.split("&"):
+            taken = {part.category for part in parts}
+            part = draw_control(single, ranked, target, catalog, rng, taken)
+            if part is None:
+                return None
+            parts.append(part)
+        return AllOf(parts)
+    own = sorted(catalog.categories[target] - used)
+    others = sorted(set(catalog.names) - catalog.categories[target] - used)
     if kind == "I0":
         return NoControl()
     if kind in ("I1-", "I2<=") and rng.random() < 0.8:
-        name = frequent_other_category(ranked[1:11], target, catalog, rng)
+        name = frequent_other_category(ranked[1:11], target, catalog, rng, used)
     elif kind == "I1-":
         name = str(rng.choice(others)) if others else None
     else:
@@ -71,9 +95,12 @@ def draw_control(kind, ranked, target, catalog, rng):
 def label_list(control, ranked, k, knobs, catalog):
     """The best obeying list (``Control.select``) or None; a share's in ``knobs.share_order``."""
     labels = control.select(ranked, k, catalog)
-    if labels and knobs.share_order == "category" and isinstance(control, Share):
-        inside, last = control.inside(catalog), isinstance(control, AtMost)
-        labels[1:] = sorted(labels[1:], key=lambda item: inside[item] == last)
+    if labels and knobs.share_order == "category":
+        late = np.zeros(len(catalog) + 1, dtype=int)
+        for part in control.controls if isinstance(control, AllOf) else [control]:
+            if isinstance(part, Share):
+                late += part.inside(catalog) * (1 if isinstance(part, AtMost) else -1)
+        labels[1:] = sorted(labels[1:], key=lambda item: late[item])
     return labels
 
 

@@ -62,6 +62,8 @@ def table8(knobs, users, items):
         "I2~": about,
         "I3": search,
     }
+    for number, pair in enumerate(knobs.pair_kinds if knobs.pairs else []):
+        counts[pair] = len(range(number, knobs.pairs, len(knobs.pair_kinds)))
     total = sum(counts.values())
     return counts | {"I4": round(total * knobs.chat_share / (1 - knobs.chat_share))}
 

@@ -19,11 +19,8 @@ from recnb.controls import can_end, kinds_of, taken
 class CatalogAutomaton:
     """Tokens of all titles and list numbers for one tokenizer; shared by all rows."""
 
-    def __init__(self, codec, catalog, longest=20):
-        def encode(text):
-            return codec.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-        self.eos, self.longest = codec.eos, longest
+    def __init__(self, codec, catalog):
+        self.eos, self.codec, self.catalog = codec.eos, codec, catalog
         if len(catalog) < 2:
             raise RecnbError(
                 f"a catalogue of {len(catalog)} item leaves nothing to choose: constrained "
@@ -33,26 +30,31 @@ class CatalogAutomaton:
         lines = codec.tokenizer(lines, add_special_tokens=False)["input_ids"]
         first = _common_prefix(lines)
         self.titles = [line[len(first) :] for line in lines]
-        one, two = catalog.titles[1], catalog.titles[2]
-        head = encode(f"1. {one}")
         self.numbers = [first]
-        for n in range(2, longest + 1):
-            tails = []
-            for title in (one, two, catalog.titles[-1]):
-                tails.append(encode(f"1. {one}\n{n}. {title}")[len(head) :])
-            without_title = tails[0][: len(tails[0]) - len(self.titles[0])]
-            self.numbers.append(_common_prefix([*tails, without_title]))
+        self._number_up_to(3)
         joined, text = [], []
         for n, item in enumerate((1, 2, len(catalog))):
             joined += self.numbers[n] + self.titles[item - 1]
             text.append(f"{n + 1}. {catalog.titles[item]}")
-        if joined != encode("\n".join(text)):
+        if joined != self._encode("\n".join(text)):
             name = codec.tokenizer.name_or_path or "of this model"
             raise RecnbError(
                 f"the tokenizer {name} merges tokens across the lines of a list: constrained "
                 "decoding cannot use it; set evaluation.decoding to [free]"
             )
         self._build()
+
+    def _encode(self, text):
+        return self.codec.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _number_up_to(self, k):
+        """Tokens of a list's numbers up to k, each as it stands behind a title."""
+        one, two, last = (self.catalog.titles[i] for i in (1, 2, -1))
+        head = self._encode(f"1. {one}")
+        for n in range(len(self.numbers) + 1, k + 1):
+            tails = [self._encode(f"1. {one}\n{n}. {t}")[len(head) :] for t in (one, two, last)]
+            without_title = tails[0][: len(tails[0]) - len(self.titles[0])]
+            self.numbers.append(_common_prefix([*tails, without_title]))
 
     def _build(self):
         children, self.item_at, self.paths = [{}], [0], [()]
@@ -95,13 +97,9 @@ class CatalogAutomaton:
             repeats: a title may come again.
 
         Raises:
-            RecnbError: no title is left, or the automaton was built for less than k.
+            RecnbError: no title is left.
         """
-        if k > self.longest:
-            raise RecnbError(
-                f"a list of {k} titles was asked for, the automaton was built for at most "
-                f"{self.longest}: build it with longest={k}, or ask for fewer"
-            )
+        self._number_up_to(k)
         state = RowState(self, k, repeats)
         if banned := set(banned):
             np.subtract.at(state.left, np.concatenate([self.paths[item] for item in banned]), 1)

@@ -29,7 +29,9 @@ def split_users(histories, heldout, rng):
     return users[:held], users[held:]
 
 
-def rl_requests(count, users, histories, catalog, teacher, data_knobs, k_min, k_max, rng):
+def rl_requests(
+    count, users, histories, catalog, teacher, data_knobs, k_min, k_max, rng, pair_kinds=()
+):
     """Draw requests whose target lies in the training part.
 
     Args:
@@ -38,22 +40,23 @@ def rl_requests(count, users, histories, catalog, teacher, data_knobs, k_min, k_
         data_knobs: the ``data`` section of a profile, for history_length and latest_share.
         k_min, k_max: k is uniform between them.
         rng: NumPy generator.
+        pair_kinds: pairs of tasks beside the six.
 
     Returns:
-        List of ``count`` ``Request``; the six tasks take turns.
+        List of ``count`` ``Request``; the tasks take turns.
 
     Raises:
         RecnbError: a task cannot be posed: no target of these users has a category, or one that it
             lacks.
     """
-    requests, failures = [], 0
+    requests, failures, tasks = [], 0, [*TASKS, *pair_kinds]
     learnable = histories.training_users(users)
     places = scored_places(histories, learnable, teacher, rng, data_knobs.latest_share)
     for user, position, score in places:
         train = histories.train(user)
         seen, target = train[:position], int(train[position])
         ranked = ranked_items(score, seen, target)
-        task = TASKS[len(requests) % len(TASKS)]
+        task = tasks[len(requests) % len(tasks)]
         control = draw_control(task, ranked, target, catalog, rng)
         if control is None:
             failures += 1
