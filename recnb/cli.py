@@ -73,11 +73,13 @@ def run(
 ):
     """Run the notebooks of a profile, in order; what is up to date is not run again.
 
-    With seeds: a run a seed, and a summary.
+    With seeds or variants: a run each, and a summary.
     """
     from recnb.workflow.launch import run_profile
+    from recnb.workflow.several import planned, share
 
-    resolved = profile.load(name, overrides(set_))
+    changed = overrides(set_)
+    resolved = profile.load(name, changed)
     if until and until not in profile.STAGES:
         close = difflib.get_close_matches(until, profile.STAGES, n=1, cutoff=0.3)
         hint = f" Did you mean {close[0]}?" if close else ""
@@ -86,14 +88,18 @@ def run(
         )
     run_name = run_name or resolved.name
     run_folder(run_name)
-    if not resolved.seeds:
+    if not resolved.seeds and not resolved.variants:
         return run_profile(resolved, runs_folder() / run_name, until)
-    for seed in resolved.seeds:
-        one = resolved.model_copy(update={"seed": seed, "seeds": []})
-        run_profile(one, runs_folder() / f"{run_name}-seed{seed}", until)
-    if not until:
-        runs = [f"{run_name}-seed{seed}" for seed in resolved.seeds]
-        _summarise(runs, runs_folder() / f"{run_name}-seeds.csv")
+    runs = planned(name, changed, run_name)
+    for label, _, _, one in runs:
+        share(one, run_folder(label), until or profile.STAGES[-1])
+        run_profile(one, run_folder(label), until)
+    if until or not resolved.seeds:
+        return
+    for variant in ["", *resolved.variants]:
+        labels = [label for label, _, own, _ in runs if own == variant]
+        whole = f"{run_name}-{variant}" if variant else run_name
+        _summarise(labels, runs_folder() / f"{whole}-seeds.csv")
 
 
 @app.command()

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 
 from recnb import RecnbError
-from recnb.controls import About, AtLeast, AtMost, Include
+from recnb.controls import About, AtLeast, AtMost, Include, from_json
 from recnb.instructions import synthesis
 from recnb.instructions.checks import check_labels, examples
 from recnb.instructions.labels import draw_k, label_list
+from recnb.ppo.prompts import TASKS, rl_requests
 from recnb.profile import Instructions
 
 
@@ -167,3 +168,34 @@ def test_heldout_requests(world, teacher, smoke):
         assert r.target == histories.items[r.user][-1] and r.target not in r.seen
         assert r.control.category in catalog.categories[r.target]
         assert r.history == r.seen[-smoke.data.history_length :]
+
+
+def test_pairs_name_two_categories_and_both_are_obeyed(world, teacher, smoke):
+    catalog, histories = world
+    kinds = ["I1+&I1-", "I2>=&I2<=", "I2~&I1-"]
+    changed = {"pairs": 90, "pair_kinds": kinds, "share_order": "category"}
+    knobs = smoke.instructions.model_copy(update=changed)
+    rows = list(synthesis.synthesize(histories, catalog, teacher, knobs, smoke.data, 0))
+    pairs = [row for row in rows if "&" in row["task"]]
+    assert {kind: sum(r["task"] == kind for r in pairs) for kind in kinds} == dict.fromkeys(
+        kinds, 30
+    )
+    for row in pairs:
+        control = from_json(json.loads(row["control"]))
+        first, second = control.controls
+        assert first.category != second.category
+        assert f"'{first.category}'" in row["prompt"] and f"'{second.category}'" in row["prompt"]
+        for members, least, most in control.needs(row["k"], catalog):
+            assert least <= members[row["labels"]].sum() <= most
+        assert len(set(row["labels"])) == row["k"]
+    plain = smoke.instructions
+    assert set(synthesis.table8(plain, 200, 60)) == {*TASKS, "I3", "I4"}, "off by default"
+
+
+def test_pairs_take_turns_with_the_single_tasks(world, teacher, smoke):
+    rng = np.random.default_rng(0)
+    drawn = rl_requests(
+        14, range(50), world[1], world[0], teacher, smoke.data, 2, 4, rng, ["I1+&I1-"]
+    )
+    kinds = [type(request.control).__name__ for request in drawn]
+    assert kinds[6] == kinds[13] == "AllOf" and kinds.count("AllOf") == 2

@@ -1,0 +1,53 @@
+"""One profile, several runs: its seeds and its variants, which share what they have in common."""
+
+import os
+import shutil
+
+from recnb.artifacts import atomic_path, is_done, runs_folder
+from recnb.profile import STAGES, load
+
+
+def planned(name, changed, run_name):
+    """The runs that a profile asks for.
+
+    Args:
+        name: the profile.
+        changed: ``{"section.key": value}`` of the command line.
+        run_name: of the run of a profile without seeds and variants.
+
+    Returns:
+        List of ``(run name, seed or None, variant or "", Profile)``: for each of ``seeds`` the
+        profile itself and each of its ``variants``.
+
+    Raises:
+        RecnbError: a variant's knobs are not valid.
+    """
+    whole, runs = load(name, changed), []
+    for seed in whole.seeds or [None]:
+        for variant, knobs in ({"": {}} | whole.variants).items():
+            own = {"seeds": [], "variants": {}} | ({} if seed is None else {"seed": seed})
+            parts = [run_name, "" if seed is None else f"seed{seed}", variant]
+            label = "-".join(part for part in parts if part)
+            runs.append((label, seed, variant, load(name, changed | knobs | own)))
+    return runs
+
+
+def share(profile, folder, until=STAGES[-1]):
+    """Take finished stages of the same knobs from other runs, as links where the disk can."""
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        if is_done(profile, stage, folder):
+            continue
+        others = [path.parent for path in sorted(runs_folder().glob("*/profile.yaml"))]
+        found = [other for other in others if other != folder and is_done(profile, stage, other)]
+        if not found:
+            return
+        print(f"{folder.name}: {stage} is taken from {found[0].name}, which has the same knobs")
+        with atomic_path(folder / stage) as temporary:
+            shutil.copytree(found[0] / stage, temporary, copy_function=_link)
+
+
+def _link(source, target):
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without links
+        shutil.copy2(source, target)

@@ -1,0 +1,107 @@
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from recnb import RecnbError
+from recnb.artifacts import Stage, is_done, runs_folder
+from recnb.profile import load, root, save
+from recnb.workflow import tune as tuning
+from recnb.workflow.several import planned, share
+from recnb.workflow.tune import overview, trials, tune
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECNB_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def test_every_combination_asks_about_validation_targets():
+    made = trials("smoke", {"seed": 3}, {"ppo.steps": [1, 2], "sft.rank": [4, 8]})
+    assert [tuple(knobs.values()) for knobs, _ in made] == [(1, 4), (1, 8), (2, 4), (2, 8)]
+    for knobs, profile in made:
+        assert profile.evaluation.split == "validation" and profile.seed == 3
+        assert (profile.ppo.steps, profile.sft.rank) == tuple(knobs.values())
+
+
+@pytest.mark.parametrize(
+    "fixed, tried, said",
+    [
+        ({}, {"ppo.steps": 5}, "give a list"),
+        ({}, {"ppo.steps": []}, "give a list"),
+        ({"evaluation.split": "test"}, {}, "test targets are for"),
+        ({}, {"evaluation.split": ["test", "validation"]}, "test targets are for"),
+        ({}, {"ppo.stepz": [1]}, "unknown key"),
+    ],
+)
+def test_what_cannot_be_tried(fixed, tried, said):
+    with pytest.raises(RecnbError, match=said):
+        trials("smoke", fixed, tried)
+
+
+def finished(folder, profile, names):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        stage = Stage(name, profile, folder)
+        (stage.folder / "result.txt").write_text(name)
+        stage.finish()
+    save(profile, folder / "profile.yaml")
+
+
+def test_stages_of_the_same_knobs_are_shared(runs):
+    first = load("smoke")
+    finished(runs / "smoke", first, ["01_data", "02_teacher", "03_instructions"])
+    other = load("smoke", {"instructions.search": 100})
+    share(other, runs / "other", "06_evaluation")
+    assert is_done(other, "01_data", runs / "other") and is_done(
+        other, "02_teacher", runs / "other"
+    )
+    assert not (runs / "other" / "03_instructions").exists()
+    (runs / "smoke" / "02_teacher" / "result.txt").unlink()
+    assert is_done(other, "02_teacher", runs / "other"), "it does not hang on the other run"
+
+
+def test_trials_are_run_compared_and_kept(runs, monkeypatch):
+    started = []
+
+    def run(profile, folder, until):
+        """In place of the notebooks: a result that depends on the knobs."""
+        started.append((profile.ppo.steps, until))
+        (folder / "06_evaluation").mkdir(parents=True)
+        row = {"system": "full", "decoding": "free", "task": "I0", "metric": "HR@10", "n": 9}
+        frame = pd.DataFrame([row | {"value": profile.ppo.steps / 10}])
+        frame.to_csv(folder / "06_evaluation" / "metrics.csv", index=False)
+
+    monkeypatch.setattr(tuning, "run_profile", run)
+    frame = tune("smoke", {}, {"ppo.steps": [1, 2]})
+    assert started == [(1, "06_evaluation"), (2, "06_evaluation")]
+    table = overview(frame)
+    assert table["ppo.steps"].tolist() == ["1", "2"] and table["I0 HR@10"].tolist() == [0.1, 0.2]
+    kept = pd.read_csv(runs_folder() / "smoke-tune.csv")
+    assert kept["value"].tolist() == [0.1, 0.2] and kept["run"].nunique() == 2
+
+
+def test_seeds_and_variants_are_runs_of_their_own():
+    variants = {"pairs": {"instructions.pairs": 60}, "plain": {"sft.repeat_weight": 0}}
+    runs = planned("smoke", {"seeds": [0, 4], "variants": variants}, "mine")
+    names = [f"mine-seed{seed}{end}" for seed in (0, 4) for end in ("", "-pairs", "-plain")]
+    assert [label for label, _, _, _ in runs] == names
+    assert [profile.seed for _, _, _, profile in runs] == [0, 0, 0, 4, 4, 4]
+    assert [profile.instructions.pairs for _, _, _, profile in runs] == [0, 60, 0] * 2
+    assert not any(profile.variants or profile.seeds for _, _, _, profile in runs)
+    assert planned("smoke", {}, "mine") == [("mine", None, "", load("smoke"))]
+    with pytest.raises(RecnbError, match="ppo.stepz: unknown key"):
+        planned("smoke", {"variants": {"a": {"ppo.stepz": 1}}}, "mine")
+
+
+@pytest.mark.nightly
+def test_the_command_on_the_smoke_profile(runs):
+    command = [sys.executable, "-m", "recnb.cli", "tune", "smoke", "--try", "ppo.steps=[2,3]"]
+    command += ["--set", "evaluation.decoding=[free]", "--set", "sft.v1=false"]
+    done = subprocess.run(command, cwd=root(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kept = pd.read_csv(runs / "smoke-tune.csv")
+    assert set(kept["ppo.steps"]) == {2, 3} and kept["value"].notna().all()
+    assert done.stdout.count("04_sft done") == 1, "the SL stage is shared"
