@@ -331,15 +331,48 @@ def test_the_table_tells_who_hears_what(answered, asked, world, smoke, tmp_path)
     assert rows.loc["v2", "I1- (exclude)", "TCP"]["a typo in a word"] == f"{100 * hand:.1f}"
     assert {m for _, _, m in rows.index} == {"TCP", "CPA", "Strict"}
     line = next(line for line in lines if line.startswith("v2, exclude (TCP, 12 users)"))
-    assert "taken for the opposite: 22 of 22" in line and "not told from no wish either" in line
+    assert "0 are told from no wish and 22 are taken for the opposite." in line
+    assert "The trained words: taken for the opposite, too." in line and "Best" not in line
     line = next(line for line in lines if line.startswith("v2, include"))
-    assert "category in lower case" in line.split("Lost by: ")[1]
+    assert "22 are told from no wish" in line and "Strict" in line
+    assert "category in lower case" in line.split("no longer told from no wish with: ")[1]
+    assert "not told from no wish either" in next(x for x in lines if x.startswith("base, about"))
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {"wording_each.csv", *(f"wording.{s}" for s in ("csv", "md", "tex", "html"))}
     assert len(pd.read_csv(tmp_path / "wording_each.csv")) == len(each)
     figure = plots.wordings(each, wordings.CONTROLS)
     dots = [c for c in figure.axes[0].collections if len(c.get_offsets()) == 22]
     assert len(figure.axes) == 5 and len(dots) >= 3
+
+
+def test_best_and_worst_by_hand():
+    """For "exclude" less is better, by TCP, and more by Strict."""
+    rows = []
+    for kind, wording, tcp, verdict in [
+        ("trained", "", 0.1, "heard"),
+        ("paraphrase", "a", 0.3, "heard"),
+        ("paraphrase", "b", 0.2, "heard"),
+        ("paraphrase", "c", 0.7, "opposite"),
+        ("paraphrase", "d", 0.7, "not told"),
+        ("change", "wish at the end", 0.5, "not told"),
+    ]:
+        for metric, value in [("TCP", tcp), ("Strict", 1 - tcp)]:
+            rows.append(("full", "I1-", kind, wording, metric, value, 0.5, 20, verdict))
+    columns = "system task kind wording metric value without n verdict".split()
+    each = pd.DataFrame(rows, columns=columns)
+    tcp, whole = (row for _, row in wordings.table(each).iterrows())
+    assert tcp["paraphrases"] == "47.5 (20.0 to 70.0)" and tcp["trained wording"] == "10.0"
+    assert (tcp["best"], tcp["worst"]) == ('"b" 20.0', '"c" 70.0')
+    assert (whole["best"], whole["worst"]) == ('"b" 80.0', '"c" 30.0')
+    assert tcp["told from no wish"] == "2 of 4" and tcp["taken for the opposite"] == "1 of 4"
+    assert tcp["wish at the end"] == "50.0" and tcp["no punctuation"] == ""
+    assert wordings.sentences(each)[1] == (
+        "full, exclude (TCP, 20 users): 50.0 % without a wish, 10.0 % in the trained words, "
+        "47.5 (20.0 to 70.0) % in 4 others. Of these, 2 are told from no wish and 1 are taken for "
+        'the opposite. Best: "b" (20.0 %), worst: "c" (70.0 %). The trained words are no longer '
+        "told from no wish with: wish at the end. Whole answers as asked (Strict): 90.0 % in the "
+        "trained words, 52.5 (30.0 to 80.0) % in the others."
+    )
 
 
 def wordings_by_hand(folder, system, task, catalog):

@@ -52,6 +52,10 @@ LEGEND = (
 )
 
 
+UNHEARD = {"not told": "not told from no wish either", "opposite": "taken for the opposite, too"}
+"""What is said of trained words with these verdicts."""
+
+
 @lru_cache
 def paraphrases():
     """``{control: [sentence with slots]}``, as ``wordings.yaml`` holds them."""
@@ -296,25 +300,34 @@ def table(each):
 
 
 def sentences(each):
-    """What the numbers say, one sentence or two a system and wish, by the paper's metric."""
+    """What the numbers say of each system and wish, by the paper's metric and by ``Strict``."""
     lines = [LEGEND]
-    own = each[each["metric"] != "Strict"]
-    for (system, task), group in own.groupby(["system", "task"], sort=False):
+    for (system, task), both in each.groupby(["system", "task"], sort=False):
+        group = both[both["metric"] != "Strict"]
         trained, other, best, worst = _parts(group)
         line = (
             f"{system}, {CONTROLS[task]} ({trained.metric}, {trained.n} users): "
             f"{_percent(trained.without)} % without a wish, {_percent(trained.value)} % in the "
-            f"trained words, {_spread(other['value'])} % in {len(other)} others. Told from no "
-            f"wish: {_count(other, 'heard')}; taken for the opposite: "
-            f'{_count(other, "opposite")}. Best: "{best.wording}" ({_percent(best.value)} %), '
-            f'worst: "{worst.wording}" ({_percent(worst.value)} %).'
+            f"trained words, {_spread(other['value'])} % in {len(other)} others. Of these, "
+            f"{(other['verdict'] == 'heard').sum()} are told from no wish and "
+            f"{(other['verdict'] == 'opposite').sum()} are taken for the opposite."
         )
-        if trained.verdict != "heard":
-            line += " The trained words are not told from no wish either."
+        if best.value != worst.value:
+            line += (
+                f' Best: "{best.wording}" ({_percent(best.value)} %), '
+                f'worst: "{worst.wording}" ({_percent(worst.value)} %).'
+            )
         changes = group[group["kind"] == "change"]
         lost = changes[changes["verdict"] != "heard"]["wording"].tolist()
-        if lost and trained.verdict == "heard":
-            line += f" Lost by: {', '.join(lost)}."
+        if trained.verdict != "heard":
+            line += f" The trained words: {UNHEARD[trained.verdict]}."
+        elif lost:
+            line += f" The trained words are no longer told from no wish with: {', '.join(lost)}."
+        whole, others, _, _ = _parts(both[both["metric"] == "Strict"])
+        line += (
+            f" Whole answers as asked (Strict): {_percent(whole.value)} % in the trained words, "
+            f"{_spread(others['value'])} % in the others."
+        )
         lines.append(line)
     return lines
 
