@@ -147,7 +147,7 @@ def doctor(name: ProfileArgument = "laptop", set_: SetOption = []):  # noqa: B00
     from recnb.machine import describe, estimate
 
     resolved = profile.load(name, overrides(set_))
-    print("\n".join(describe(resolved.model) + estimate(resolved)))
+    print("\n".join(describe(resolved) + estimate(resolved)))
 
 
 @app.command()

@@ -129,10 +129,24 @@ def test_nothing_is_guessed_about_other_knobs(monkeypatch):
     set_speed(monkeypatch, 1)
     assert "no estimate" in machine.estimate(load("smoke"))[0]
     lines = machine.estimate(load("laptop", {"ppo.steps": 7}))
-    assert "05_ppo" not in lines[0] and "no estimate of 05_ppo" in lines[1]
+    assert "minutes for 01_data to 04_sft, from" in lines[0]
+    assert lines[1] == "no estimate of 05_ppo to 09_general_ability: other knobs"
 
 
 def test_too_little_memory_is_said_before(monkeypatch):
     set_speed(monkeypatch, 1)
     monkeypatch.setattr(machine, "memory", lambda: 4 << 30)
     assert "6.6 GiB" in machine.estimate(load("laptop"))[-1]
+
+
+def test_too_little_disk_is_said_before(monkeypatch):
+    set_speed(monkeypatch, 1)
+    laptop = load("laptop")
+    needed = machine.disk_needed(laptop)
+    assert 200 << 20 < needed < 400 << 20, "121 MB were on the disk before the SL stage"
+    monkeypatch.setattr(machine, "_free", lambda: needed - 1)
+    warning = [line for line in machine.describe(laptop) if " MiB free, " in line]
+    assert len(warning) == 1 and "RECNB_RUNS" in warning[0]
+    assert f"a whole run of laptop takes about {needed / 2**20:,.0f} MiB" in warning[0]
+    monkeypatch.setattr(machine, "_free", lambda: needed)
+    assert not machine.disk_warnings(laptop)

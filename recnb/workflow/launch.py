@@ -56,7 +56,7 @@ def run_profile(resolved, folder, until=""):
                 print(f"{folder.name}: all {len(stages)} notebooks are up to date")
                 return
             before_run(resolved)
-            print("\n".join(describe(resolved.model) + estimate(resolved)), flush=True)
+            print("\n".join(describe(resolved) + estimate(resolved)), flush=True)
             _clear(folder, stages[done.index(False) if False in done else len(stages) :])
             for source in sources.needed(resolved):
                 sources.fetch(source)
