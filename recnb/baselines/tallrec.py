@@ -19,8 +19,10 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from recnb import RecnbError, datasets
+from recnb.datasets.tabular import read_csv, shown
 from recnb.engine.losses import next_token_loss
 from recnb.engine.packed import next_logits, side_by_side
+from recnb.text_safety import visible
 
 ALPACA = (
     "Below is an instruction that describes a task, paired with an input that provides further "
@@ -172,7 +174,7 @@ def read_book_crossing(folder):
         ``(DataFrame user, item, rating, pairs of title and author)``, items numbered from 1.
 
     Raises:
-        RecnbError: a missing file or column.
+        RecnbError: a missing file or column, no CSV, a rating that is none, with its row.
     """
     files = {
         "BX-Book-Ratings.csv": ["User-ID", "ISBN", "Book-Rating"],
@@ -186,20 +188,24 @@ def read_book_crossing(folder):
                 f"{path} does not exist; Book-Crossing is {name} with the columns "
                 f"{', '.join(columns)}"
             )
-        table = pd.read_csv(
-            path,
-            sep=";",
-            encoding="latin-1",
-            dtype=str,
-            keep_default_na=False,
-            escapechar="\\",
-            on_bad_lines="skip",
-        )
+        how = {"sep": ";", "encoding": "latin-1", "escapechar": "\\", "on_bad_lines": "skip"}
+        try:
+            table = read_csv(path, **how)
+        except (OSError, ValueError, OverflowError) as error:
+            raise RecnbError(f"{path} is not a readable CSV file: {shown(error, 200)}") from error
         missing = [column for column in columns if column not in table.columns]
         if missing:
-            raise RecnbError(f"{path}: no column {missing[0]!r}; found {', '.join(table.columns)}")
+            found = ", ".join(shown(column) for column in table.columns[:12])
+            raise RecnbError(f"{path}: no column {missing[0]!r}; found {found}")
         tables.append(table[columns])
     ratings, books = tables
+    bad = ~ratings["Book-Rating"].str.fullmatch(r"[0-9]|10")
+    if bad.any():
+        row = int(bad.to_numpy().argmax())
+        raise RecnbError(
+            f"{Path(folder) / 'BX-Book-Ratings.csv'}, row {row + 1}: rating "
+            f"{shown(ratings['Book-Rating'].iloc[row])!r} is not one of 0 to 10"
+        )
     books = books.drop_duplicates("ISBN")
     ratings = ratings[ratings["ISBN"].isin(set(books["ISBN"]))]
     books = books[books["ISBN"].isin(set(ratings["ISBN"]))]
@@ -222,7 +228,7 @@ def read_json(path):
     """
     try:
         records = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecnbError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(records, list):
         raise RecnbError(f"{path}: a list of records is expected, found {type(records).__name__}")
@@ -235,7 +241,8 @@ def read_json(path):
             raise RecnbError(
                 f"{path} record {number}: instruction, input and output (Yes. or No.) are expected"
             )
-        made.append(Example(fields[0], fields[1], fields[2].strip().startswith("Yes")))
+        texts = [visible(field) for field in fields[:2]]  # "\ud800" is JSON and no text
+        made.append(Example(*texts, fields[2].strip().startswith("Yes")))
     return made
 
 

@@ -7,10 +7,15 @@ rising number or an ISO date) and, if there are any, rating (a number; TALLRec a
 
 import csv
 import difflib
+import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from recnb import RecnbError
 from recnb.catalog import clean_title
@@ -21,6 +26,9 @@ OPTIONAL = {"items": [], "interactions": ["rating"]}
 SEPARATORS = [",", ";", "\t"]
 SHOWN = 60
 """Characters of a value that a message shows."""
+MOST_ROWS, MOST_BYTES = 50_000_000, 4 << 30
+"""Rows of a Parquet table, and bytes of its text, at most: a file of kilobytes can hold any number
+of equal rows."""
 
 
 @dataclass
@@ -83,7 +91,9 @@ class _Table:
             return self.problem(None, f"{names} {what}; it needs the columns {wanted}")
         if not self.path.is_file():
             return self.problem(None, "is a folder, not a file")
-        raw = self._parquet() if self.path.suffix == ".parquet" else self._csv(stem, knobs)
+        wanted = [_name(knobs, column) for column in [*NEEDED[stem], *OPTIONAL[stem]]]
+        parquet = self.path.suffix == ".parquet"
+        raw = self._parquet(wanted) if parquet else self._csv(stem, knobs)
         if raw is not None:
             self.frame = self._named(raw, stem, knobs)
 
@@ -105,6 +115,7 @@ class _Table:
         if self.path.suffix == ".parquet":
             return row + 1
         begins = 1
+        csv.field_size_limit(sys.maxsize)  # a long text was read, its line is to be named
         with open(self.path, encoding=self.encoding, newline="") as file:
             reader = csv.reader(file, delimiter=self.separator)
             left = row + 1  # the header comes before the first row
@@ -115,11 +126,34 @@ class _Table:
                 begins = reader.line_num + 1
         return begins
 
-    def _parquet(self):
+    def _parquet(self, wanted):
+        """The wanted columns, and the names alone of the others."""
         try:
-            return pd.read_parquet(self.path).astype(str)
+            schema = pq.read_schema(self.path)
+            read = [name for name in schema.names if name.strip() in wanted]
+            for name in read:
+                if not _one_value(schema.field(name).type):
+                    what = "holds lists, records or bytes; a cell must be one text, number or date"
+                    return self.problem(None, f"column {shown(name)!r} {what}")
+            # As dictionaries, equal texts are in memory once, until it is known how many they are.
+            file = pq.ParquetFile(self.path, read_dictionary=read)
+            if file.metadata.num_rows > MOST_ROWS:
+                rows = f"{file.metadata.num_rows:,} rows, more than {MOST_ROWS:,}"
+                return self.problem(None, f"says it has {rows}: leave some out")
+            parts, size = [], 0
+            for batch in file.iter_batches(columns=read):
+                size += sum(map(_text_bytes, batch.columns))
+                if size > MOST_BYTES:
+                    most = f"{MOST_BYTES >> 30} GiB"
+                    return self.problem(
+                        None, f"holds more than {most} of text: shorten or leave out"
+                    )
+                parts.append(batch)
+            table = pa.Table.from_batches(parts) if parts else schema.empty_table().select(read)
+            frame = table.to_pandas().astype(str).fillna("")
         except Exception as error:  # pyarrow raises many kinds on damaged files
-            return self.problem(None, f"is not a readable Parquet file ({error})"[:300])
+            return self.problem(None, f"is not a readable Parquet file ({shown(error, 200)})")
+        return frame.assign(**{name: "" for name in schema.names if name not in read})
 
     def _csv(self, stem, knobs):
         content = self.path.read_bytes()
@@ -141,20 +175,16 @@ class _Table:
         cells = {s: {c.strip(' "\r').casefold() for c in header.split(s)} for s in SEPARATORS}
         self.separator = max(SEPARATORS, key=lambda s: (len(wanted & cells[s]), len(cells[s])))
         try:
-            return pd.read_csv(
-                self.path,
-                sep=self.separator,
-                encoding=self.encoding,
-                dtype=str,
-                keep_default_na=False,
-                index_col=False,
-            )
-        except (ValueError, pd.errors.ParserError, OverflowError) as error:
+            return read_csv(self.path, sep=self.separator, encoding=self.encoding)
+        except (ValueError, OverflowError) as error:
             return self.problem(None, f"is not a readable CSV file ({shown(error, 200)})")
 
     def _named(self, raw, stem, knobs):
         """The columns the kit knows, under its names; None if one is missing."""
         raw.columns = [str(column).strip() for column in raw.columns]
+        twice = raw.columns[raw.columns.duplicated()]
+        if len(twice):
+            return self.problem(None, f"column {shown(twice[0])!r} stands there twice: remove one")
         found, missing = {}, False
         for column in [*NEEDED[stem], *OPTIONAL[stem]]:
             name = _name(knobs, column)
@@ -181,6 +211,38 @@ class _Table:
             hint = f"did you mean {lowered[close[0]]!r}? Rename it"
         listed = ", ".join(shown(one, 30) for one in there[:12])
         return f"no column {name!r}; found {listed}: {hint}, or set data.columns={{{column}: NAME}}"
+
+
+def read_csv(path, **how):
+    """A CSV file as a table of strings; what a short row lacks is empty.
+
+    Raises:
+        ValueError: it is none, or a row has more cells than the header.
+    """
+    how |= {"dtype": str, "keep_default_na": False, "index_col": False, "compression": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            return pd.read_csv(path, **how).fillna("")
+        except pd.errors.ParserWarning:
+            raise ValueError(
+                "rows have more cells than the header: a text that holds the separator must stand "
+                'in quotes ("...")'
+            ) from None
+
+
+def _one_value(kind):
+    """True if cells of this Arrow type are single values that can be written as text."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return not (pa.types.is_nested(kind) or binary or pa.types.is_fixed_size_binary(kind))
+
+
+def _text_bytes(column):
+    """Bytes of a column once each row holds its own text."""
+    if not pa.types.is_dictionary(column.type):
+        return column.nbytes
+    return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
 
 
 def _name(knobs, column):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from recnb import RecnbError, sources
@@ -56,23 +57,46 @@ def load_base(folder, dtype="float32"):
     Raises:
         RecnbError: nothing there, or not a causal language model.
     """
-    refuse_code(folder)
+    model = _load_model(folder, getattr(torch, dtype))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+    except Exception as error:  # transformers raises many kinds on a damaged folder
+        raise RecnbError(
+            f"model {folder}: its tokenizer cannot be loaded ({_reason(error)}): copy the model "
+            "anew, with its tokenizer"
+        ) from error
+    return model, Codec(tokenizer)
+
+
+def _load_model(folder, dtype):
+    refuse_code(folder)
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=getattr(torch, dtype),
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation=attention(),
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers raises many kinds on a damaged folder
         raise RecnbError(
-            f"model {folder}: cannot be loaded ({reason}); model.name is mini, smollm2, a folder "
-            "with a causal language model, or the id of one on the Hub"
+            f"model {folder}: cannot be loaded ({_reason(error)}); model.name is mini, smollm2, a "
+            "folder with a causal language model, or the id of one on the Hub"
         ) from error
-    return model.eval().to(device()), Codec(tokenizer)
+    lacking = sorted(found["missing_keys"])
+    if lacking:  # transformers would fill them with random numbers and only warn
+        raise RecnbError(
+            f"model {folder}: its weights lack {len(lacking)} of those that config.json names, the "
+            f"first: {lacking[0]}; copy the model anew"
+        )
+    return model.eval().to(device())
+
+
+def _reason(error):
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def refuse_code(folder):
@@ -88,7 +112,7 @@ def refuse_code(folder):
             continue
         try:
             config = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RecnbError(
                 f"{folder / name}: not valid JSON ({error}): copy the model anew"
             ) from error
@@ -110,6 +134,37 @@ def refuse_code(folder):
             f"model {folder}: no {weights} there; other weights (.bin, .pt) can carry code and "
             "are not read: convert them to safetensors"
         )
+    _refuse_sizes(folder, adapter, sorted(folder.glob(weights)))
+
+
+def _refuse_sizes(folder, adapter, files):
+    """Raise if a configuration asks for more layers or a larger rank than its weights hold.
+
+    They would be built, for as long as memory lasts, before anyone sees that they do not fit.
+    """
+    shapes = []
+    for path in files:
+        try:
+            with safe_open(path, "pt") as file:
+                shapes += [file.get_slice(name).get_shape() for name in file.keys()]
+        except (OSError, SafetensorError) as error:
+            raise RecnbError(
+                f"{path}: not readable as safetensors ({error}): copy the model anew"
+            ) from error
+    name = "adapter_config.json" if adapter else "config.json"
+    if not (folder / name).is_file():
+        return
+    config = json.loads((folder / name).read_text(encoding="utf-8"))
+    largest = max((size for shape in shapes for size in shape), default=0)
+    limits = dict.fromkeys(["num_hidden_layers", "num_layers", "n_layer"], len(shapes))
+    if adapter:
+        limits = {"r": largest}
+    for key, most in limits.items():
+        if isinstance(config.get(key), int) and config[key] > most:
+            raise RecnbError(
+                f"{folder / name}: {key} is {config[key]:,}, the weights beside it are for at most "
+                f"{most:,}: copy the model anew"
+            )
 
 
 def smollm2_folder():
@@ -151,11 +206,15 @@ def load_adapted(base_folder, adapters, dtype="float32"):
 
 def adapted(model, adapter):
     """The model with an adapter merged into it, or the whole model in the adapter's place."""
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        return _load_model(adapter, model.dtype)
     refuse_code(adapter)
-    if (Path(adapter) / "adapter_config.json").is_file():
+    try:
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    else:
-        model = AutoModelForCausalLM.from_pretrained(
-            adapter, dtype=model.dtype, use_safetensors=True, attn_implementation=attention()
-        )
+    except MemoryError:
+        raise
+    except Exception as error:  # PEFT raises many kinds on a damaged folder
+        raise RecnbError(
+            f"adapter {adapter}: cannot be loaded ({_reason(error)}): train or copy it anew"
+        ) from error
     return model.eval().to(device())

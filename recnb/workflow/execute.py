@@ -16,7 +16,7 @@ import zmq
 from traitlets.config import Config
 
 from recnb import RecnbError
-from recnb.artifacts import is_done
+from recnb.artifacts import atomic_path, is_done
 from recnb.owner import end_with_owner
 from recnb.profile import STAGES, load, root
 from recnb.text_safety import visible
@@ -77,7 +77,13 @@ def execute(stage, profile_path, run_folder):
     target = run_folder / "notebooks" / f"{stage}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     parameters = {"profile": str(profile_path), "run": run_folder.name, "overrides": {}}
-    missing = set(parameters) - set(papermill.inspect_notebook(source))
+    try:
+        missing = set(parameters) - set(papermill.inspect_notebook(source))
+    except Exception as error:  # nbformat and papermill raise many kinds on a damaged file
+        raise RecnbError(
+            f"{source}: not readable as a notebook ({error}): restore it, for example with git "
+            "checkout"
+        ) from error
     if missing:
         raise RecnbError(f"{source}: the parameters cell lacks {', '.join(sorted(missing))}")
     os.environ["RECNB_RUNS"] = str(run_folder.parent)  # where the kernel finds the run's name
@@ -126,11 +132,16 @@ def out_of_memory(name, text):
 
 def _shorten_paths(notebook_path, run_folder):
     """Executed notebooks are shared: absolute paths of this machine become relative ones."""
-    text = notebook_path.read_text(encoding="utf-8")
-    text = text.replace(str(run_folder), run_folder.name)
-    text = text.replace(str(root()) + "/", "").replace(str(Path.home()), "~")
-    nbformat.reads(text, as_version=4)
-    notebook_path.write_text(text, encoding="utf-8")
+    try:
+        text = notebook_path.read_text(encoding="utf-8")
+        text = text.replace(str(run_folder), run_folder.name).replace(str(root()) + "/", "")
+        if Path.home() != Path("/"):  # a container's; "image/png" and the like must stay
+            text = text.replace(str(Path.home()), "~")
+        nbformat.reads(text, as_version=4)
+    except Exception as error:  # nbformat raises many kinds on a damaged file
+        raise RecnbError(f"{notebook_path}: not readable as a notebook ({error})"[:500]) from error
+    with atomic_path(notebook_path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def main():
