@@ -52,6 +52,9 @@ def test_there_are_twenty_paraphrases_a_control_and_each_is_another():
         assert all("{category}" in sentence and "|" not in sentence for sentence in own)
     plain = [tuple(wordings.plain_words(sentence)) for sentence in HELD_OUT]
     assert len(set(plain)) == len(plain)
+    assert f"{len(HELD_OUT)} wordings" in (root() / "README.md").read_text()
+    assert "holds 22 others" in (root() / "notebooks" / "06_evaluation.ipynb").read_text()
+    assert {len(own) for own in wordings.paraphrases().values()} == {22}, "as the notebook says"
     assert any("{noun}" in s for s in HELD_OUT) and any("{nouns}" in s for s in HELD_OUT)
 
 
