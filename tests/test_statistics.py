@@ -16,6 +16,7 @@ from recnb.evaluation.protocol import (
     stored_requests,
 )
 from recnb.evaluation.tables import LAYOUT, layout, write_tables
+from recnb.teacher.ranking import leave_one_out
 
 
 def test_sign_flips_against_scipy(rng):
@@ -84,6 +85,25 @@ def test_stored_answers_give_back_the_requests(answers, world, smoke):
     folder, requests = answers
     stored_answers = pd.read_parquet(folder / "full-free.parquet")
     assert stored_requests(stored_answers, world[1], smoke.data) == requests
+
+
+def test_knobs_are_chosen_on_validation_targets(world, teacher, smoke, tmp_path):
+    catalog, histories = world
+    knobs = smoke.evaluation.model_copy(update={"split": "validation"})
+    requests = request_sets(histories, catalog, teacher, knobs, smoke.data, 0)
+    for asked in requests.values():
+        for request in asked:
+            *seen, target, test = histories.items[request.user].tolist()
+            assert request.target == target and request.seen == tuple(seen)
+            assert test not in request.seen
+    answer_all({"free": Ranker(teacher, catalog)}, requests, tmp_path, "sasrec")
+    stored = pd.read_parquet(tmp_path / "sasrec-free.parquet")
+    assert stored_requests(stored, histories, smoke.data, "validation") == requests
+    metrics, _ = evaluate_stored(tmp_path, histories, catalog, smoke.data, knobs, 0)
+    rows = metrics[metrics["task"].eq("I0") & metrics["metric"].eq("HR@10")]
+    quality = leave_one_out(teacher.scores, histories, "validation", len(catalog))["HR@10"]
+    users = [request.user for request in requests["I0"]]
+    assert rows["value"].item() == pytest.approx(quality[users].mean(), abs=1e-6)
 
 
 def test_tables_from_stored_answers(answers, world, smoke, tmp_path):

@@ -67,5 +67,6 @@ def _values(path, catalog, histories, profile):
     for row in stored.itertuples():
         control = json.dumps(json.loads(row.control), sort_keys=True)
         asked.setdefault(row.task, set()).add((row.user, row.k, control))
-    values = per_user(stored, stored_requests(stored, histories, profile.data), catalog)
+    requests = stored_requests(stored, histories, profile.data, profile.evaluation.split)
+    values = per_user(stored, requests, catalog)
     return asked, values.pivot(index="user", columns=["task", "metric"], values="value")

@@ -121,7 +121,7 @@ def request_sets(histories, catalog, teacher, knobs, data_knobs, seed):
             continue
         k = sizes.get(task, 10)
         requests[task] = heldout_requests(
-            parts, users, "test", histories, catalog, teacher, data_knobs, seed, k=k
+            parts, users, knobs.split, histories, catalog, teacher, data_knobs, seed, k=k
         )
     return requests
 
@@ -227,12 +227,16 @@ def answer_all(systems, requests, folder, name, progress=lambda done, total: Non
     return stored
 
 
-def stored_requests(stored, histories, data_knobs):
-    """What ``request_sets`` made, out of stored answers and without the teacher that it needs."""
+def stored_requests(stored, histories, data_knobs, split="test"):
+    """What ``request_sets`` made, out of stored answers and without the teacher that it needs.
+
+    Args:
+        split: whose targets were asked about (``evaluation.split``).
+    """
     requests = {}
     for row in stored.itertuples():
         control = from_json(json.loads(row.control))
-        request = request_of(histories, data_knobs, row.user, "test", control, int(row.k))
+        request = request_of(histories, data_knobs, row.user, split, control, int(row.k))
         requests.setdefault(row.task, []).append(request)
     return requests
 
@@ -336,7 +340,8 @@ def evaluate_stored(
             continue
         stored = pd.read_parquet(path)
         if first is None:
-            first, requests = stored, stored_requests(stored, histories, data_knobs)
+            first = stored
+            requests = stored_requests(stored, histories, data_knobs, knobs.split)
         asked = ["task", "user", "k", "control"]
         if not stored[asked].equals(first[asked]):
             raise RecnbError(

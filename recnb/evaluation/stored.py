@@ -132,7 +132,8 @@ def evaluate_run(run_folder, tables):
 def _requests(run_folder):
     profile, catalog, histories, answers = open_run(run_folder)
     first = pd.read_parquet(sorted(answers.glob("*.parquet"))[0])
-    return profile, catalog, stored_requests(first, histories, profile.data)
+    split = profile.evaluation.split
+    return profile, catalog, stored_requests(first, histories, profile.data, split)
 
 
 def write_requests(run_folder, file):

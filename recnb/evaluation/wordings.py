@@ -232,7 +232,7 @@ def levels(folder, histories, catalog, data_knobs, knobs, seed):
     """
     rows = []
     for system in SYSTEMS:
-        values = _values(folder, system, histories, catalog, data_knobs)
+        values = _values(folder, system, histories, catalog, data_knobs, knobs.split)
         for (task, metric), group in values.groupby(["task", "metric"], sort=False):
             name, kind, wording = (*task.split("|", 2), "trained", "")[:3]
             less = (name, metric) in LESS_IS_BETTER
@@ -243,7 +243,7 @@ def levels(folder, histories, catalog, data_knobs, knobs, seed):
     return pd.DataFrame(rows, columns=columns)
 
 
-def _values(folder, system, histories, catalog, data_knobs):
+def _values(folder, system, histories, catalog, data_knobs, split):
     """One system's values with and without a wish: DataFrame task, metric, value, without."""
     plain = pd.read_parquet(folder / f"{system}-free.parquet")
     path = folder / "wordings" / f"{system}-free.parquet"
@@ -253,7 +253,7 @@ def _values(folder, system, histories, catalog, data_knobs):
     asked = set(zip(worded["task"].str.split("|").str[0], worded["user"], strict=True))
     trained = [key in asked for key in zip(plain["task"], plain["user"], strict=True)]
     used = pd.concat([plain[plain["task"] == "I0"], plain[trained], worded], ignore_index=True)
-    values = per_user(used, stored_requests(used, histories, data_knobs), catalog)
+    values = per_user(used, stored_requests(used, histories, data_knobs, split), catalog)
     table = values[values["task"] != "I0"].pivot(index=["task", "user"], columns="metric")["value"]
     parts = []
     for metric in [m for m in METRICS if m in table]:
