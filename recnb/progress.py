@@ -9,14 +9,16 @@ class Progress:
 
     def __init__(self, stage, text):
         self.path, self.text, self.stage = stage.folder / ".progress.json", text, stage
-        self.first = (0, time.time())
+        self.first = None
 
     def __call__(self, done, of):
+        # What came before the first report (reading, tokenizing, an earlier start's steps) says
+        # nothing about the pace.
+        self.first = self.first or (done, time.time())
         first, started = self.first
-        left = (time.time() - started) * (of - done) / max(done - first, 1)
-        # What came before the first report (reading, tokenizing) says nothing about the pace.
-        if not first:
-            self.first = (done, time.time())
+        left = None
+        if done > first:
+            left = (time.time() - started) * (of - done) / (done - first)
         row = {"text": self.text, "done": done, "of": of, "left": left}
         self.path.write_text(json.dumps(row))
         self.stage.tick()

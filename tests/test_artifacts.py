@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from recnb import progress
 from recnb.artifacts import Stage, is_done
 from recnb.profile import STAGES
 
@@ -56,3 +57,21 @@ def test_expectations_stop_synthetic_data_and_warn_on_others(smoke, tmp_path, ca
     stage.expect(False, "labels are weak")
     assert stage.finish()["warnings"] == ["labels are weak"]
     assert capsys.readouterr().out == "warning: labels are weak\n"
+
+
+def test_the_pace_is_that_of_this_start(tmp_path, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(progress.time, "time", lambda: clock[0])
+
+    class Here:
+        folder = tmp_path
+
+        def tick(self):
+            pass
+
+    report, said = progress.Progress(Here(), "steps"), []
+    for done in (850, 860):  # 850 steps are an earlier start's; ten steps take five seconds
+        report(done, 1000)
+        said.append(json.loads((tmp_path / ".progress.json").read_text())["left"])
+        clock[0] += 5
+    assert said == [None, 70.0]

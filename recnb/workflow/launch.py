@@ -169,6 +169,8 @@ def _watch(folder, quiet):
             shown = (row["text"], row["done"] * 10 // max(row["of"], 1))
             if last.get(path) != shown and time.time() - path.stat().st_mtime < 60:
                 last[path] = shown
-                left = f"about {row['left'] / 60:.1f} min left"
+                left = ""
+                if row["left"] is not None:
+                    left = f", about {row['left'] / 60:.1f} min left"
                 what = visible(row["text"])
-                print(f"      {what}: {row['done']} of {row['of']}, {left}", flush=True)
+                print(f"      {what}: {row['done']} of {row['of']}{left}", flush=True)
