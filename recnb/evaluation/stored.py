@@ -26,6 +26,7 @@ from recnb.evaluation.tables import (
 from recnb.evaluation.wordings import write_wordings
 from recnb.interactions import Histories
 from recnb.lm.recommender import request_prompt
+from recnb.text_safety import spreadsheet
 
 
 def open_run(run_folder):
@@ -172,6 +173,7 @@ def score_file(file, run_folder, name):
     table = read_answers(file)
     profile, catalog, requests = _requests(run_folder)
     try:
+        name = spreadsheet(name)  # a file's name, perhaps somebody else's
         metrics = score_texts(table, requests, catalog, name, profile.evaluation, profile.seed)
     except RecnbError as error:
         raise RecnbError(f"{file}: {error}") from None
