@@ -57,6 +57,10 @@ def test_what_libraries_raise_is_known(allocate):
     assert execute.out_of_memory(type(caught.value).__name__, str(caught.value))
 
 
+def test_onednn_says_it_in_its_own_words():
+    assert execute.out_of_memory("RuntimeError", "could not create a primitive")
+
+
 def test_other_errors_are_not_put_down_to_memory():
     assert not execute.out_of_memory("RuntimeError", "mat1 and mat2 shapes cannot be multiplied")
 

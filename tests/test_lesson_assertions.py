@@ -48,7 +48,7 @@ def test_the_report_collects_the_warnings_of_all_stages():
 
 def test_a_task_that_cannot_be_posed_names_the_category(smoke):
     one = Catalog(["a", "b"], [{"Solo"}, {"Solo"}])
-    assert "one category (Solo)" in _no_list("I2<=", one, smoke.instructions)
+    assert "one category (Solo)" in _no_list("I2<=", 0, 200, one, smoke.instructions)
     two = Catalog(["a", "b", "c"], [{"Solo"}, {"Party"}, {"Party"}])
     sentence = _no_list("I2~", two, smoke.instructions)
     assert "Solo (1), Party (2)" in sentence and "instructions.k_max" in sentence

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from recnb.artifacts import is_done, sha256
 from recnb.cli import status
 from recnb.owner import VARIABLE, owner, owning
 from recnb.profile import STAGES, load, root, save
+from recnb.workflow.execute import LESS_MEMORY
 
 EPOCHS = "teacher.max_epochs=400"
 SLOW = ["--until", "02_teacher", "--set", EPOCHS, "--set", "teacher.patience=400"]
@@ -188,20 +190,22 @@ def test_twenty_kills_and_the_tables_of_an_undisturbed_run(tmp_path):
     _, errors = calm.communicate(timeout=1800)
     assert calm.returncode == 0, errors
     usual = time.time() - began
-    draw = random.Random(0)
-    ways = ["kill"] * 20 + ["interrupt", "terminate"] * 2
-    draw.shuffle(ways)
-    for way in ways:
+    draw, landed = random.Random(0), 0  # signals that met a run that was alive
+    while landed < 24:
         run = start(tmp_path / "rough")
         try:
             run.wait(timeout=6 + draw.random() * usual / 8)
         except subprocess.TimeoutExpired:
-            if way == "kill":
+            landed += 1
+            if landed % 6:  # five of six
                 kill_tree(run)
             else:
-                os.killpg(run.pid, signal.SIGINT if way == "interrupt" else signal.SIGTERM)
+                os.killpg(run.pid, draw.choice([signal.SIGINT, signal.SIGTERM]))
                 run.communicate(timeout=30)
-        whole(tmp_path / "rough" / "smoke")
+            whole(tmp_path / "rough" / "smoke")
+        else:  # it ended by itself: the signals that are left meet another run
+            assert run.returncode == 0, run.communicate()
+            shutil.rmtree(tmp_path / "rough" / "smoke")
     last = start(tmp_path / "rough")
     _, errors = last.communicate(timeout=1800)
     assert last.returncode == 0, errors
@@ -267,29 +271,68 @@ def mounted(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], capture_output=True)
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_full_disk(mounted, stage):
-    """The disk fills while a stage is under way; with room again, the same command goes on."""
-    disk = mounted("size=400m")
-    until = ["--until", stage]
-    run = start(disk, *until)
-    wait_for(lambda: (disk / "smoke" / stage / ".clock.json").is_file(), run, 1800)
-    with open(disk / "ballast", "wb") as ballast:
+def fill(path):
+    """Write into a file until the disk is full."""
+    with open(path, "wb") as ballast:
         try:
             while True:
                 ballast.write(bytes(1 << 20))
                 ballast.flush()
         except OSError:
             pass
-    _, errors = run.communicate(timeout=900)
-    assert run.returncode and "is full" in errors and str(disk) in errors, errors
-    whole(disk / "smoke")
-    (disk / "ballast").unlink()
-    again = start(disk, *until)
-    _, errors = again.communicate(timeout=1800)
+
+
+def done_in(out):
+    """The notebooks that a terminal's text calls done, in order."""
+    return re.findall(r"^\[\d/9\] (\w+) done", out, re.MULTILINE)
+
+
+@pytest.mark.nightly
+def test_a_disk_that_fills_in_every_stage(mounted):
+    """Each stage in turn meets a full disk; with room again, the same command goes on."""
+    disk = mounted("size=400m")
+    folder, done = disk / "smoke", []
+    for stage in STAGES:
+        run = start(disk)
+        wait_for(lambda stage=stage: (folder / stage / ".clock.json").is_file(), run, 1800)
+        fill(disk / "ballast")
+        out, errors = run.communicate(timeout=900)
+        assert run.returncode == 1 and "is full" in errors and str(disk) in errors, errors
+        whole(folder)
+        done += done_in(out)
+        assert done == STAGES[: STAGES.index(stage)], "a stage done before was run again"
+        (disk / "ballast").unlink()
+    last = start(disk)
+    out, errors = last.communicate(timeout=1800)
+    assert last.returncode == 0, errors
+    assert done + done_in(out) == STAGES
+    assert all(is_done(load("smoke"), stage, folder) for stage in STAGES)
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(
+    not hasattr(psutil.Process, "rlimit"), reason="only Linux limits another process's memory"
+)
+@pytest.mark.parametrize("stage", ["02_teacher", "04_sft", "05_ppo"])
+def test_memory_that_runs_out(stage, tmp_path):
+    """The kernel may take no more than it has; without that limit, the same command goes on."""
+    slow = ["--set", EPOCHS, "--set", "teacher.patience=400"] if stage == "02_teacher" else []
+    run = start(tmp_path, "--until", stage, *slow)
+    wait_for((tmp_path / "smoke" / stage / ".progress.json").is_file, run, 1800)
+    for one in tree(run.pid):
+        if "ipykernel_launcher" in " ".join(one.cmdline()):
+            size = one.memory_info().vms
+            one.rlimit(psutil.RLIMIT_AS, (size, size))
+    out, errors = run.communicate(timeout=900)
+    assert run.returncode == 1, out
+    said = [line for line in errors.splitlines() if "memory ran out" in line]
+    assert len(said) == 1 and LESS_MEMORY[stage] in said[0], errors
+    whole(tmp_path / "smoke")
+    again = start(tmp_path, "--until", stage)
+    out, errors = again.communicate(timeout=1800)
     assert again.returncode == 0, errors
-    assert is_done(load("smoke"), stage, disk / "smoke")
+    assert is_done(load("smoke"), stage, tmp_path / "smoke")
+    assert STAGES[0] not in done_in(out)
 
 
 @pytest.mark.nightly

@@ -56,6 +56,8 @@ NO_MEMORY = (
     "bad_alloc",  # C++
     "malloc of size",  # pyarrow
     "can't start new thread",
+    "could not create a primitive",  # oneDNN, where it gets no room for the code that it writes
+    "failed to map segment",  # the loader of shared libraries
 )
 """What libraries write where memory is refused; only some of them raise a ``MemoryError``."""
 
