@@ -177,7 +177,7 @@ def report(run_name: RunArgument = "laptop", folder: FolderOption = ""):
     where = _chosen(run_name, folder)
     from recnb.report import write_report
 
-    print(write_report(where))
+    print(visible(write_report(where)))
 
 
 @app.command()
@@ -187,7 +187,7 @@ def evaluate(run_name: RunArgument = "laptop", folder: FolderOption = ""):
     from recnb.evaluation.stored import evaluate_run
 
     evaluate_run(where, where / "tables")
-    print(where / "tables")
+    print(visible(where / "tables"))
 
 
 @app.command()
@@ -205,7 +205,7 @@ def score(
     shown = metrics[~metrics["metric"].str.endswith("without control")]
     shown = shown[["task", "metric", "value", "low", "high", "n"]]
     print(visible(shown.to_markdown(index=False, floatfmt=".4f")))
-    print(target)
+    print(visible(target))
 
 
 @app.command()
@@ -218,7 +218,7 @@ def requests(
     where = _chosen(run_name, folder)
     from recnb.evaluation.stored import write_requests
 
-    print(write_requests(where, file), "requests in", file)
+    print(write_requests(where, file), "requests in", visible(file))
 
 
 @app.command()
@@ -244,7 +244,7 @@ def compare(
     target = runs_folder() / f"{name}.csv"
     with atomic_path(target) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6f")
-    print(target)
+    print(visible(target))
     if not alike.all():
         plots.save(plots.differences(table[~alike], f"{first} - {second}"), runs_folder(), name)
         print(runs_folder() / "figures" / f"{name}.png")
@@ -277,7 +277,7 @@ def _summarise(runs, target):
         table.to_csv(temporary, index=False, float_format="%.6f")
     shown = table[~table["metric"].str.endswith("without control")]
     print(visible(shown.to_markdown(index=False, floatfmt=".4f")))
-    print(target)
+    print(visible(target))
     paths = [path.with_name("primary.csv") for path in paths]
     older = [path for path in paths if not path.is_file()]
     if older:
@@ -291,7 +291,7 @@ def _summarise(runs, target):
     with atomic_path(target) as temporary:
         effects.to_csv(temporary, index=False, float_format="%.6f")
     print(visible(effects.to_markdown(index=False, floatfmt=".4f")))
-    print(target)
+    print(visible(target))
 
 
 def main():

@@ -1,6 +1,8 @@
 import json
 import pickle
+import re
 import zipfile
+from html.parser import HTMLParser
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 
 from recnb import RecnbError, profile, sources
 from recnb.lm.loading import load_base, refuse_code
+from recnb.profile import root
+from recnb.report import PAGE
 
 
 def test_yaml_bombs_are_refused(tmp_path):
@@ -116,3 +120,52 @@ def test_a_pickled_adapter_beside_safetensors_is_refused(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(RecnbError, match="no adapter_model.safetensors there"):
         refuse_code(tmp_path)
+
+
+def page_of(text):
+    """The report with that text wherever it shows one; tags and attributes that it then has."""
+    plain = ["name", "model", "ability_note", "tallrec_note", "versions", "settings"]
+    plain += ["statistics", "differences", "stages", "cases"]  # all made elsewhere, as markup
+    lists = dict.fromkeys(["summary", "primary", "wordings", "results"], [text])
+    nothing = dict.fromkeys(["table", "figure"], lambda name: "")
+    page = PAGE.render(dict.fromkeys(plain, text), warnings=[(text, text)], **lists, **nothing)
+    found = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    parser.feed(page)
+    return page, found
+
+
+def test_the_report_escapes_every_text():
+    _, harmless = page_of("x")
+    _, hostile = page_of("</pre></title></style><script>x</script><img src=x onerror=x>\"'{{ 1 }}")
+    assert harmless == hostile
+
+
+def test_the_report_forbids_scripts_and_loading():
+    page, found = page_of("x")
+    [policy] = [
+        a["content"] for tag, a in found if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    allowed = {"default-src": "'none'", "img-src": "data:", "style-src": "'unsafe-inline'"}
+    assert rules == allowed | {"form-action": "'none'", "base-uri": "'none'"}
+    assert page.index("Content-Security-Policy") < page.index("<style>")
+    assert not {"script", "iframe", "object", "embed", "link", "base", "form"} & {
+        t for t, _ in found
+    }
+    assert not re.search(r"(src|href)=[\"']?(?!data:)", page)
+
+
+def test_every_promise_names_a_test_that_exists():
+    rows = re.findall(
+        r"^\|.*\| (`tests/.*) \|$", (root() / "SECURITY.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 20
+    for row in rows:
+        file = ""
+        for name in re.findall(r"`([^`]+)`", row):
+            path, _, test = name.partition("::")
+            file = path or file
+            text = (root() / file).read_text()
+            assert not test or f"def {test}(" in text, name

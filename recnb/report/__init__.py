@@ -16,6 +16,9 @@ from recnb.evaluation.stored import write_other_tables
 from recnb.evaluation.tables import TITLES, title_of
 from recnb.text_safety import visible
 
+PAGE = jinja2.Environment(
+    autoescape=True, loader=jinja2.PackageLoader("recnb", "report")
+).get_template("page.html")
 CAPTIONS = {
     "01_data/dataset": "The data: popularity, history length, categories.",
     "02_teacher/training": "The teacher's training.",
@@ -52,9 +55,6 @@ def write_report(run_folder):
     settings = (run_folder / "profile.yaml").read_text(encoding="utf-8")
     profile = profiles.load(run_folder / "profile.yaml")
     stale = [stage for stage in profiles.STAGES if not same_knobs(profile, stage, run_folder)]
-    environment = jinja2.Environment(
-        autoescape=True, loader=jinja2.PackageLoader("recnb", "report")
-    )
     write_other_tables(profile, run_folder, run_folder / "tables")
     wordings = manifests["06_evaluation"]["numbers"].get("wordings", [])
     names = [*TITLES, "wording"] if wordings else TITLES
@@ -71,7 +71,7 @@ def write_report(run_folder):
 
     first = manifests["01_data"]
     numbers = pd.Series({name: f"{value:,.6g}" for name, value in first["numbers"].items()})
-    html = environment.get_template("page.html").render(
+    html = PAGE.render(
         name=run_folder.name,
         summary=_summary(manifests),
         warnings=_warnings(manifests, stale),
