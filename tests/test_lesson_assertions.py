@@ -50,5 +50,6 @@ def test_a_task_that_cannot_be_posed_names_the_category(smoke):
     one = Catalog(["a", "b"], [{"Solo"}, {"Solo"}])
     assert "one category (Solo)" in _no_list("I2<=", 0, 200, one, smoke.instructions)
     two = Catalog(["a", "b", "c"], [{"Solo"}, {"Party"}, {"Party"}])
-    sentence = _no_list("I2~", two, smoke.instructions)
-    assert "Solo (1), Party (2)" in sentence and "instructions.k_max" in sentence
+    sentence = _no_list("I2~", 0, 200, two, smoke.instructions)
+    assert "of 3 items 1 are of the smallest category (Solo), 2 of the largest (Party)" in sentence
+    assert "instructions.k_max" in sentence
