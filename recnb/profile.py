@@ -325,7 +325,8 @@ class Evaluation(Section):
         low, high = self.format_k
         if not 1 <= low <= high:
             raise ValueError(
-                f"format_k ({[low, high]}) is the least and the greatest k: at least 1, in order"
+                f"format_k ({[low, high]}) must hold the least and the greatest k in this order, "
+                "at least 1"
             )
         return self
 

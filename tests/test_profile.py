@@ -17,7 +17,7 @@ def test_every_profile_is_valid(path):
     "text, message",
     [
         ("sft: {rnk: 3}", "sft.rnk: unknown key, did you mean sft.rank"),
-        ("evaluation: {format_k: [8, 6]}", "the least and the greatest k"),
+        ("evaluation: {format_k: [8, 6]}", "must hold the least and the greatest k"),
         ("sfft: {rank: 3}", "sfft: unknown key, did you mean sft"),
         ("sft: {rank: -1}", "sft.rank"),
         ("sft: {rank: many}", "sft.rank"),

@@ -87,7 +87,10 @@ def execute(stage, profile_path, run_folder):
             "checkout"
         ) from error
     if missing:
-        raise RecnbError(f"{source}: the parameters cell lacks {', '.join(sorted(missing))}")
+        raise RecnbError(
+            f"{source}: the cell tagged parameters lacks {', '.join(sorted(missing))}: restore "
+            "it, for example with git checkout"
+        )
     os.environ["RECNB_RUNS"] = str(run_folder.parent)  # where the kernel finds the run's name
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     for name, value in (KEPT_MEMORY | SHORT_WAITS).items():  # heeded by the kernel, a new process
