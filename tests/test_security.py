@@ -158,13 +158,13 @@ def test_the_report_forbids_scripts_and_loading():
 
 
 def test_every_promise_names_a_test_that_exists():
-    rows = re.findall(
-        r"^\|.*\| (`tests/.*) \|$", (root() / "SECURITY.md").read_text(), re.MULTILINE
-    )
-    assert len(rows) > 20
+    lines = (root() / "SECURITY.md").read_text().splitlines()
+    rows = [line.split(" | ")[1] for line in lines if line.startswith("| ")][2:]
+    assert rows
     for row in rows:
-        file = ""
-        for name in re.findall(r"`([^`]+)`", row):
+        names, file = re.findall(r"`([^`]+)`", row), ""
+        assert names, row
+        for name in names:
             path, _, test = name.partition("::")
             file = path or file
             text = (root() / file).read_text()
