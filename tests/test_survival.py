@@ -161,6 +161,20 @@ def test_status_names_owner_and_stage(tmp_path, monkeypatch, capsys, smoke):
     assert "under way" not in capsys.readouterr().out
 
 
+@pytest.mark.nightly
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no processes")
+def test_a_run_takes_the_cores_it_may_have(tmp_path):
+    """A batch system gives a job some of a node's cores; more threads than these crawl."""
+    one = next(iter(os.sched_getaffinity(0)))
+    run = start(tmp_path, *SLOW, preexec_fn=lambda: os.sched_setaffinity(0, {one}))
+    try:
+        wait_for(in_teacher(tmp_path), run)
+        kernels = [p for p in tree(run.pid) if "ipykernel_launcher" in " ".join(p.cmdline())]
+        assert [kernel.environ()["OMP_NUM_THREADS"] for kernel in kernels] == ["1"]
+    finally:
+        kill_tree(run)
+
+
 def test_failing_snakemake_shows_why(tmp_path):
     """No notebook failed, so its own log must say what did."""
     (tmp_path / "smoke").mkdir()

@@ -16,7 +16,7 @@ import psutil
 from recnb import RecnbError, profile, sources
 from recnb.artifacts import is_done
 from recnb.datasets.check import before_run
-from recnb.machine import describe, estimate
+from recnb.machine import cores, describe, estimate
 from recnb.owner import end_tree, owning
 from recnb.text_safety import visible
 
@@ -111,7 +111,7 @@ def _clear(folder, stages):
 def _snakemake(folder, target):
     command = [sys.executable, "-m", "snakemake", "--directory", str(folder)]
     command += ["--snakefile", str(Path(__file__).parent / "Snakefile")]
-    command += ["--cores", "all", "--quiet", "all", "--rerun-triggers", "mtime", "--config"]
+    command += ["--cores", str(cores()), "--quiet", "all", "--rerun-triggers", "mtime", "--config"]
     command += [f"profile={(folder / FROZEN).resolve()}", f"python={sys.executable}"]
     quiet = threading.Event()
     watcher = threading.Thread(target=_watch, args=(folder, quiet), daemon=True)
