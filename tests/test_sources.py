@@ -7,6 +7,7 @@ import pytest
 from recnb import RecnbError, sources
 from recnb.artifacts import atomic_path, sha256
 from recnb.instructions.chat_mix import records
+from recnb.profile import load
 
 
 @pytest.fixture
@@ -81,3 +82,10 @@ def test_atomic_path_leaves_nothing_half_written(tmp_path):
         temporary.write_text("half")
         raise ValueError
     assert not list(tmp_path.iterdir())
+
+
+def test_conversations_are_fetched_before_a_run_whatever_their_share():
+    """Notebook 09 reads some that no training saw, also where the training has none."""
+    needed = sources.needed(load("laptop", {"instructions.chat_share": 0}))
+    assert sources.SHAREGPT in needed and sources.MOVIELENS in needed
+    assert not sources.needed(load("smoke"))
