@@ -9,6 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -20,6 +21,7 @@ from peft import LoraConfig, get_peft_model
 
 from recnb import RecnbError
 from recnb.baselines import tallrec
+from recnb.baselines.endpoint import Endpoint
 from recnb.datasets import build, tabular
 from recnb.evaluation.protocol import request_sets, score_texts
 from recnb.evaluation.stored import read_answers
@@ -351,3 +353,14 @@ def test_homes_in_executed_notebooks(tmp_path, monkeypatch, home, kept):
     monkeypatch.setattr(Path, "home", lambda: Path(home))
     _shorten_paths(path, tmp_path)
     assert json.loads(path.read_text())["image/png"] == kept
+
+
+REPLY = '{"choices":[{"message":{"content":%s}}],"usage":{"prompt_tokens":1,"completion_tokens":1}}'
+
+
+@many
+@given(JSON.map(json.dumps) | st.just('"\\ud800"'))
+def test_answers_of_an_endpoint(tmp_path, world, content):
+    endpoint = Endpoint(load("smoke").endpoint, world[0], 0, tmp_path)
+    reply = httpx.Response(200, content=(REPLY % content).encode())
+    read_or_refused(lambda: endpoint._read(reply)["text"].encode("utf-8"), "not a chat completion")

@@ -137,11 +137,11 @@ class Endpoint:
             data = reply.json()
             text, used = data["choices"][0]["message"]["content"] or "", data["usage"]
             row = {
-                "text": text,
+                "text": text.encode("utf-8", "replace").decode(),  # JSON may hold "\\ud800"
                 "prompt_tokens": used["prompt_tokens"],
                 "completion_tokens": used["completion_tokens"],
             }
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise RecnbError(
                 f"endpoint {self.knobs.url}: not a chat completion: {reply.text[:200]!r}"
             ) from error
