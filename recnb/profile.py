@@ -90,6 +90,9 @@ class Teacher(Section):
     """Adam's step size."""
     batch_size: int = Field(64, ge=1)
     """Users in a step."""
+    transitions: float = Field(0.0, ge=0)
+    """Weight of a table of transitions beside SASRec: how often an item came soon after the latest
+    ones, in log-probabilities; 0 = SASRec alone (paper)."""
     max_epochs: int = Field(200, ge=1)
     """Passes over the users, at most."""
     patience: int = Field(20, ge=1)
@@ -229,6 +232,8 @@ class Ppo(Section):
     """Prompts in a step."""
     pair_kinds: list[Pair] = []
     """Pairs of tasks that take turns with the six single ones (paper: none)."""
+    task_draw: Literal["turns", "failures"] = "turns"
+    """Tasks of the prompts take turns; or are drawn by how often the SL model fails at them."""
     distinct: int = Field(0, ge=0)
     """Different prompts, which return until the steps are done, so that early and late rewards of
     the same prompt can be compared; 0 = each prompt once, at most 20,000 (paper: 300 users)."""

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from recnb.artifacts import Stage
+from recnb.controls import Share
 from recnb.engine.losses import title_mask
 from recnb.lm.tokenizer import title_tokens
-from recnb.ppo.prompts import rl_requests
+from recnb.ppo.prompts import TASKS, failing, rl_requests, task_of
 from recnb.ppo.trainer import both_trainable, merged, pad_batch, train_ppo, with_adapters
 from recnb.ppo.trend import read_ledger
+from recnb.requests import Response
 from recnb.sft import train_sft
 
 
@@ -206,3 +208,21 @@ def test_answers_of_a_prompt_are_compared_with_each_other(setup, world, teacher,
     assert len(rows) == knobs.steps * knobs.prompts * knobs.samples
     step = [row["reward"] for row in rows if row["step"] == 0]
     assert np.mean(step) == pytest.approx(logs[0][0]["reward"], abs=1e-3)
+
+
+def test_tasks_that_fail_are_drawn_more_often(setup, world, teacher, smoke):
+    catalog, requests = world[0], setup[2]
+    answers = []
+    for request in requests:  # every list obeys, but those about a share
+        fresh = [i for i in range(1, len(catalog)) if i not in request.history]
+        items = request.control.select(fresh, request.k, catalog) or fresh[: request.k]
+        if isinstance(request.control, Share):
+            items = items[:-1]
+        answers.append(Response("", [], items))
+    odds = failing(requests, answers, catalog)
+    assert sum(odds.values()) == pytest.approx(1) and set(odds) == set(TASKS)
+    assert odds["I2~"] == odds["I2<="] > 3 * odds["I1+"] > 0
+    given = range(50), world[1], catalog, teacher, smoke.data, 2, 4
+    drawn = rl_requests(400, *given, np.random.default_rng(0), (), odds)
+    shares = sum(task_of(r.control).startswith("I2") for r in drawn)
+    assert abs(shares / 400 - sum(v for k, v in odds.items() if "I2" in k)) < 0.08

@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from recnb.profile import Teacher as Knobs
+from recnb.profile import load
 from recnb.teacher import training
 from recnb.teacher.popularity import ItemKNN, Popularity, Transitions
-from recnb.teacher.ranking import leave_one_out, ranks, top_k, unseen
+from recnb.teacher.ranking import Teacher, leave_one_out, ranks, top_k, unseen
 from recnb.teacher.training import load_teacher, save_teacher, train_sasrec
 
 
@@ -51,7 +52,7 @@ def test_training_beats_popularity_and_round_trips(world, tmp_path):
     assert np.array_equal(again.scores([[1, 2]]), trained.scores([[1, 2]]))
 
 
-@pytest.mark.parametrize("kind", [Popularity, ItemKNN, Transitions])
+@pytest.mark.parametrize("kind", [Popularity, ItemKNN, Transitions.count])
 def test_baselines_have_the_teachers_shape(kind, world):
     catalog, histories = world
     assert kind(histories, len(catalog)).scores([[1, 2], [3]]).shape == (2, len(catalog) + 1)
@@ -85,3 +86,38 @@ def test_a_resumed_training_ends_where_an_undisturbed_one_does(world, tmp_path, 
     weights = calm.model.state_dict()
     assert all(torch.equal(v, weights[k]) for k, v in resumed.model.state_dict().items())
     train_sasrec(*given, lambda row: pytest.fail("the training was over"), path)
+
+
+def test_transitions_by_brute_force(world):
+    catalog, histories = world
+    table = Transitions.count(histories, len(catalog), window=3)
+    counts = np.zeros((len(catalog) + 1, len(catalog) + 1))
+    for user in range(len(histories)):
+        sequence = histories.train(user).tolist()
+        for i, item in enumerate(sequence):
+            for gap, later in enumerate(sequence[i + 1 : i + 4], start=1):
+                counts[item, later] += gap**-0.5
+    rows = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    assert np.allclose(table.follows.toarray(), rows, atol=1e-6)
+    history = [5, 9, 2, 7]
+    expected = rows[7] + rows[2] / 2**0.5 + rows[9] / 3**0.5
+    assert np.allclose(table.scores([[1], history])[1], expected, atol=1e-6)
+
+
+def test_a_teacher_with_transitions_adds_their_logs(world, teacher, tmp_path):
+    catalog, histories = world
+    table = Transitions.count(histories, len(catalog))
+    both = Teacher(teacher.model, table, 1.5)
+    seen = [histories.train(u) for u in range(4)]
+    alone, found = teacher.scores(seen), both.scores(seen)
+    share = table.scores(seen)
+    share = share / share.sum(1, keepdims=True)
+    prior = 1.5 * np.log(share + 0.4 / len(catalog))
+    for a, b, p in zip(alone, found, prior, strict=True):
+        chances = np.exp(a[1:] - a[1:].max())
+        expected = np.log(chances / chances.sum()) + p[1:]
+        assert b[0] == -np.inf and np.allclose(b[1:], expected, atol=1e-4)
+    save_teacher(both, tmp_path / "t.safetensors")
+    knobs = load("smoke").teacher.model_copy(update={"transitions": 1.5})
+    again = load_teacher(tmp_path / "t.safetensors", len(catalog), knobs)
+    assert np.allclose(again.scores(seen), found, atol=1e-5)

@@ -1,6 +1,10 @@
 """Requests for the RL stage: I0, I1 and I2 in equal parts, drawn from training histories."""
 
+import numpy as np
+
 from recnb import RecnbError
+from recnb.controls import About, AllOf, AtLeast, AtMost, Exclude, Include, NoControl
+from recnb.evaluation.metrics import strict
 from recnb.instructions.labels import draw_control, ranked_items
 from recnb.instructions.synthesis import ATTEMPTS, scored_places
 from recnb.requests import Request
@@ -30,7 +34,17 @@ def split_users(histories, heldout, rng):
 
 
 def rl_requests(
-    count, users, histories, catalog, teacher, data_knobs, k_min, k_max, rng, pair_kinds=()
+    count,
+    users,
+    histories,
+    catalog,
+    teacher,
+    data_knobs,
+    k_min,
+    k_max,
+    rng,
+    pair_kinds=(),
+    odds=None,
 ):
     """Draw requests whose target lies in the training part.
 
@@ -41,9 +55,10 @@ def rl_requests(
         k_min, k_max: k is uniform between them.
         rng: NumPy generator.
         pair_kinds: pairs of tasks beside the six.
+        odds: ``{task: probability}`` to draw tasks by (``failing``); None = the tasks take turns.
 
     Returns:
-        List of ``count`` ``Request``; the tasks take turns.
+        List of ``count`` ``Request``.
 
     Raises:
         RecnbError: a task cannot be posed: no target of these users has a category, or one that it
@@ -56,7 +71,10 @@ def rl_requests(
         train = histories.train(user)
         seen, target = train[:position], int(train[position])
         ranked = ranked_items(score, seen, target)
-        task = tasks[len(requests) % len(tasks)]
+        if not odds:
+            task = tasks[len(requests) % len(tasks)]
+        elif not failures:  # a task that could not be posed here is tried at the next place
+            task = str(rng.choice(list(odds), p=list(odds.values())))
         control = draw_control(task, ranked, target, catalog, rng)
         if control is None:
             failures += 1
@@ -70,6 +88,39 @@ def rl_requests(
         requests.append(Request(user, history, seen, control, k, target))
         if len(requests) == count:
             return requests
+
+
+FLOOR = 0.1
+"""What a task that never fails counts for beside one that always does: it must not be unlearned."""
+
+
+def failing(requests, answers, catalog):
+    """Odds to draw each task by: how often its answers fail, so that RL works where work is left.
+
+    An answer fails if it is not what was asked, to the item (``metrics.strict``).
+
+    Args:
+        requests: ``Request`` of all tasks.
+        answers: a ``Response`` to each.
+
+    Returns:
+        ``{task: probability}``.
+    """
+    failures = {}
+    for request, answer in zip(requests, answers, strict=True):
+        given = request.k, request.history, request.control
+        fails = 1 - strict(answer.items, *given, catalog)
+        failures.setdefault(task_of(request.control), []).append(fails)
+    weights = {task: FLOOR + float(np.mean(found)) for task, found in failures.items()}
+    return {task: weight / sum(weights.values()) for task, weight in weights.items()}
+
+
+def task_of(control):
+    """The task that a control belongs to: "I2~", or "I1+&I1-" for a pair."""
+    if isinstance(control, AllOf):
+        return "&".join(task_of(part) for part in control.controls)
+    kinds = [NoControl, Include, Exclude, AtMost, AtLeast, About]
+    return TASKS[kinds.index(type(control))]
 
 
 def _no_control(task, users, catalog):

@@ -433,15 +433,10 @@ def train_ppo(
     return model.eval(), trainer.state.log_history
 
 
-def sample_rewards(model, codec, requests, teacher, catalog, knobs, seed, max_new, batch_size=128):
-    """Total reward of one sampled answer a request, at the training temperature.
-
-    Returns:
-        float array, one value a request (items plus weighted list, no KL): the measure of "did RL
-        help" on held-out users.
-    """
+def sample_answers(model, codec, requests, catalog, knobs, seed, max_new, batch_size=128):
+    """One sampled ``Response`` a request, at the training temperature."""
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    draft, rewards = drafting(codec, catalog), []
+    draft, responses = drafting(codec, catalog), []
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
         prompts = codec.prompts([request_prompt(r, catalog, seed) for r in batch])
@@ -449,8 +444,25 @@ def sample_rewards(model, codec, requests, teacher, catalog, knobs, seed, max_ne
         answers = decode(
             model, codec, prompts, max_new, knobs.temperature, generator, drafts=drafts
         )
-        responses = [parse(codec.decode(a), catalog, len(a)) for a in answers]
-        for score in score_answers(batch, responses, teacher, catalog, knobs):
-            items = score.item.sum() if knobs.item_reward else 0.0
-            rewards.append(items + knobs.list_weight * score.list)
+        responses += [parse(codec.decode(a), catalog, len(a)) for a in answers]
+    return responses
+
+
+def sample_rewards(model, codec, requests, teacher, catalog, knobs, seed, max_new):
+    """Total reward of one sampled answer a request, at the training temperature.
+
+    Returns:
+        float array, one value a request (items plus weighted list, no KL): the measure of "did RL
+        help" on held-out users.
+    """
+    responses = sample_answers(model, codec, requests, catalog, knobs, seed, max_new)
+    return total_rewards(requests, responses, teacher, catalog, knobs)
+
+
+def total_rewards(requests, responses, teacher, catalog, knobs):
+    """What each answer earns, items plus weighted list: float array."""
+    rewards = []
+    for score in score_answers(requests, responses, teacher, catalog, knobs):
+        items = score.item.sum() if knobs.item_reward else 0.0
+        rewards.append(items + knobs.list_weight * score.list)
     return np.array(rewards)

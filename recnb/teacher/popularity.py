@@ -4,6 +4,7 @@ Each gives scores [B, N+1].
 """
 
 import numpy as np
+from scipy import sparse
 
 
 class Popularity:
@@ -39,23 +40,42 @@ class ItemKNN:
 class Transitions:
     """How often an item came within ``window`` places after one of the last ``window`` items.
 
-    Nearer ones count more.
+    Nearer ones count more: by one over the root of the distance. Window and root were chosen on
+    validation targets (benchmarks/LOG.md).
+
+    Attributes:
+        follows: sparse float32 [N+1, N+1]; row i: what came after item i, summing to 1 at most.
     """
 
-    def __init__(self, histories, items, window=5):
-        self.window = window
-        self.follows = np.zeros((items + 1, items + 1), dtype=np.float32)
+    def __init__(self, follows, window=10):
+        self.follows, self.window = follows, window
+
+    @classmethod
+    def count(cls, histories, items, window=10):
+        """Count the training parts of all histories."""
+        before, after, weights = [], [], []
         for user in range(len(histories)):
             sequence = histories.train(user)
-            for gap in range(1, window + 1):
-                np.add.at(self.follows, (sequence[:-gap], sequence[gap:]), 1 / gap)
-        self.follows /= np.maximum(self.follows.sum(1, keepdims=True), 1)
+            for gap in range(1, min(window, len(sequence) - 1) + 1):
+                before.append(sequence[:-gap])
+                after.append(sequence[gap:])
+                weights.append(np.full(len(sequence) - gap, gap**-0.5))
+        empty = [np.zeros(0, dtype=np.int64)]
+        places = np.concatenate(empty + before), np.concatenate(empty + after)
+        shape = (items + 1, items + 1)
+        counts = sparse.csr_array((np.concatenate([np.zeros(0), *weights]), places), shape=shape)
+        totals = np.maximum(counts.sum(1), 1)
+        return cls(sparse.diags_array(1 / totals).dot(counts).astype(np.float32).tocsr(), window)
 
     def scores(self, histories):
         """[B, N+1]."""
-        rows = []
-        for history in histories:
-            latest = np.asarray(history[-self.window :])[::-1]
-            weights = 1 / np.arange(1, len(latest) + 1)
-            rows.append(weights @ self.follows[latest])
-        return np.stack(rows)
+        rows, columns, weights = [], [], []
+        for row, history in enumerate(histories):
+            latest = np.asarray(history[-self.window :], dtype=np.int64)[::-1]
+            rows.append(np.full(len(latest), row))
+            columns.append(latest)
+            weights.append(np.arange(1, len(latest) + 1) ** -0.5)
+        places = np.concatenate(rows), np.concatenate(columns)
+        shape = (len(histories), self.follows.shape[0])
+        latest = sparse.csr_array((np.concatenate(weights), places), shape=shape)
+        return latest.dot(self.follows).toarray()

@@ -18,11 +18,21 @@ def pad_left(histories, length):
     return padded
 
 
-class Teacher:
-    """A trained SASRec that answers questions about histories."""
+SMOOTHING = 0.4
+"""Share of a uniform guess beside the transitions, so that what never followed is not ruled out."""
 
-    def __init__(self, model):
-        self.model = model.eval()
+
+class Teacher:
+    """A trained SASRec that answers questions about histories.
+
+    Args:
+        model: ``SASRec``.
+        transitions: ``Transitions``, or None for SASRec alone.
+        weight: log p(item) = log p_SASRec + weight * log p_transitions, up to a constant.
+    """
+
+    def __init__(self, model, transitions=None, weight=0.0):
+        self.model, self.transitions, self.weight = model.eval(), transitions, weight
 
     @torch.no_grad()
     def scores(self, histories, batch_size=64):
@@ -36,7 +46,14 @@ class Teacher:
             rows = order[start : start + batch_size]
             batch = torch.from_numpy(pad_left([histories[i] for i in rows], self.model.max_length))
             states[torch.from_numpy(rows)] = self.model.hidden(batch, last=1)[:, 0]
-        return self.model.logits(states).numpy()
+        scores = self.model.logits(states)
+        if self.transitions is None:
+            return scores.numpy()
+        follows = self.transitions.scores(histories)
+        share = follows / np.maximum(follows.sum(1, keepdims=True), 1e-9)
+        guess = SMOOTHING / (share.shape[1] - 1)
+        prior = self.weight * np.log(share + guess)
+        return (scores.log_softmax(1).numpy() + prior).astype(np.float32)
 
     def top_k(self, histories, k, allowed):
         """The k best allowed items of each history, best first.
@@ -114,19 +131,20 @@ def leave_one_out(score, histories, split, items, cutoffs=(5, 10)):
     return result
 
 
-def teacher_beaten(table):
+def teacher_beaten(table, name="SASRec"):
     """A sentence for each baseline that beats the teacher on HR@10 or NDCG@10.
 
     Args:
-        table: DataFrame of means, a row a system (the teacher is SASRec), a column a metric.
+        table: DataFrame of means, a row a system, a column a metric.
+        name: the teacher's row.
     """
     sentences = []
     for metric in ("HR@10", "NDCG@10"):
-        teacher = table[metric]["SASRec"]
-        for name, value in table[metric].drop("SASRec").items():
+        teacher = table[metric][name]
+        for other, value in table[metric].drop(name).items():
             if value > teacher:
                 sentences.append(
-                    f"the teacher ({metric} {teacher:.3f}) is beaten by {name} ({value:.3f}), "
+                    f"the teacher ({metric} {teacher:.3f}) is beaten by {other} ({value:.3f}), "
                     "which needs no training: expect weak labels"
                 )
     return sentences

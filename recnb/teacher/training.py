@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy import sparse
 from torch.nn import functional as F
 
 from recnb.artifacts import atomic_path
+from recnb.teacher.popularity import Transitions
 from recnb.teacher.ranking import Teacher, leave_one_out, pad_left
 from recnb.teacher.sasrec import SASRec
 
+TABLE = "transitions."
 EVERY = 20
 """Seconds between two checkpoints, at least; they are written at the end of an epoch."""
 
@@ -41,6 +44,9 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None, checkpoint
     model = untrained(items, knobs)
     optimizer = torch.optim.Adam(model.parameters(), lr=knobs.learning_rate)
     users = [u for u in range(len(histories)) if len(histories.train(u)) > 1]
+    table = None
+    if knobs.transitions:
+        table = Transitions.count(histories, items)
     rows, best_state = [], copy.deepcopy(model.state_dict())
     if checkpoint and checkpoint.is_file():
         rows, best_state = _resume(checkpoint, model, optimizer, order)
@@ -54,7 +60,8 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None, checkpoint
             batch = shuffled[start : start + knobs.batch_size]
             windows = [_window(histories.train(u), knobs.max_length, order) for u in batch]
             losses.append(_step(model, optimizer, windows))
-        quality = leave_one_out(Teacher(model).scores, histories, "validation", items)
+        teacher = Teacher(model, table, knobs.transitions)
+        quality = leave_one_out(teacher.scores, histories, "validation", items)
         ndcg = float(quality["NDCG@10"].mean())
         row = {
             "epoch": len(rows) + 1,
@@ -71,7 +78,7 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None, checkpoint
             _keep(checkpoint, model, best_state, optimizer, order, rows)
             saved = time.time()
     model.load_state_dict(best_state)
-    return Teacher(model), rows
+    return Teacher(model, table, knobs.transitions), rows
 
 
 def _best(rows):
@@ -144,13 +151,23 @@ def untrained(items, knobs):
 
 
 def save_teacher(teacher, path):
-    """Write the weights as safetensors, atomically."""
+    """Write the weights, and the table of transitions, as safetensors, atomically."""
+    tensors = dict(teacher.model.state_dict())
+    if teacher.transitions:
+        table = teacher.transitions.follows.tocoo()
+        tensors[f"{TABLE}places"] = torch.from_numpy(np.stack(table.coords).astype(np.int64))
+        tensors[f"{TABLE}values"] = torch.from_numpy(table.data)
     with atomic_path(path) as temporary:
-        save_file(teacher.model.state_dict(), temporary)
+        save_file(tensors, temporary)
 
 
 def load_teacher(path, items, knobs):
     """Read what ``save_teacher`` wrote, into a model of the profile's shape."""
-    model = untrained(items, knobs)
-    model.load_state_dict(load_file(path))
-    return Teacher(model)
+    model, tensors = untrained(items, knobs), load_file(path)
+    kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith(TABLE)}
+    model.load_state_dict(tensors)
+    if not kept:
+        return Teacher(model)
+    places, values = kept[f"{TABLE}places"].numpy(), kept[f"{TABLE}values"].numpy()
+    follows = sparse.csr_array((values, tuple(places)), shape=(items + 1, items + 1))
+    return Teacher(model, Transitions(follows), knobs.transitions)
