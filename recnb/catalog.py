@@ -22,7 +22,8 @@ def clean_title(raw):
     """
     text = html.unescape(str(raw))
     text = re.sub(r"</?[a-zA-Z][^<>]*>", " ", text)
-    text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    if not text.isprintable():
+        text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
     text = re.sub(r"\s+", " ", text).strip()
     match = re.fullmatch(rf"(.+), ({'|'.join(ARTICLES)})(?= \(|$)(.*)", text)
     if match:

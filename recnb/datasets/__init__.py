@@ -1,5 +1,8 @@
 """Datasets: a module for each source reads a raw item table and log; ``build`` does the rest."""
 
+import numpy as np
+import pandas as pd
+
 from recnb import RecnbError
 from recnb.catalog import Catalog, clean_title, shorten, unique_titles
 from recnb.datasets import movielens, synthetic, tabular
@@ -72,9 +75,11 @@ def numbered(items, log):
     """Catalogue and histories of what ``kept`` left: items in the table's order, users sorted."""
     titles = unique_titles([shorten(clean_title(t)) for t in items["title"]])
     catalog = Catalog(titles, list(items["categories"]))
-    log = log.assign(number=log["item"].map(numbers(items)))
-    groups = log.groupby("user", sort=True)["number"]
-    return catalog, Histories([group.to_numpy() for _, group in groups])
+    ids = log["item"].map(numbers(items)).to_numpy()
+    users = pd.factorize(log["user"], sort=True)[0]
+    order = np.argsort(users, kind="stable")
+    starts = np.flatnonzero(np.diff(users[order])) + 1
+    return catalog, Histories(np.split(ids[order], starts))
 
 
 def kept(items, log, k):
