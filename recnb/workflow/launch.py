@@ -97,8 +97,12 @@ def _clear(folder, stages):
     """Remove what these stages declared, and Snakemake's memory of earlier starts.
 
     Which stages are done is decided by knobs and sha256 (``is_done``), not by Snakemake, whose
-    folder may hold the lock of a start that was killed.
+    folder may hold the lock of a start that was killed. The manifests that stay get the present
+    time: Snakemake refuses what is older than its input, as after a clock was set back.
     """
+    for stage in [one for one in profile.STAGES if one not in stages]:
+        if (folder / stage / "manifest.json").is_file():
+            os.utime(folder / stage / "manifest.json")
     (folder / "report.html").unlink(missing_ok=True)
     for stage in stages:
         (folder / stage / "manifest.json").unlink(missing_ok=True)
