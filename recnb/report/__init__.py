@@ -14,6 +14,7 @@ from recnb.artifacts import atomic_path, read_manifest, same_knobs
 from recnb.evaluation.primary import sentences
 from recnb.evaluation.stored import write_other_tables
 from recnb.evaluation.tables import TITLES, title_of
+from recnb.fidelity import deviations
 from recnb.text_safety import visible
 
 PAGE = jinja2.Environment(
@@ -85,6 +86,7 @@ def write_report(run_folder):
         ability_note=manifests["09_general_ability"]["numbers"]["note"],
         tallrec_note=manifests["08_tallrec"]["numbers"]["note"],
         stages=_frame(_stage_table(manifests)),
+        deviations=_frame(_deviations(profile)),
         settings=settings,
         versions=json.dumps(
             first["versions"] | first["hardware"] | {"commit": first["commit"]}, indent=1
@@ -125,6 +127,11 @@ def _stage_table(manifests):
         for s, m in manifests.items()
     }
     return pd.DataFrame(rows).T
+
+
+def _deviations(profile):
+    rows = [(knob, visible(here), paper) for knob, here, paper in deviations(profile)]
+    return pd.DataFrame(rows, columns=["knob", "here", "paper"]).set_index("knob")
 
 
 def _frame(frame):
