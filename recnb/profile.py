@@ -212,6 +212,9 @@ class Sft(Section):
     """Samples longer than this are an error (paper: 1024)."""
     repeat_weight: float = Field(0.0, ge=0)
     """Weight of the term against titles already shown or listed (0 = the paper's plain loss)."""
+    earlier_repeat_weight: float | None = Field(None, ge=0)
+    """The same weight for v1, PALR and InstructRec, whose own loss is plain (0); null = the same as
+    repeat_weight, so that only the samples differ."""
     v1: bool = False
     """Also train the ablation v1: the same base and settings on the I0 instructions alone."""
     palr: int = Field(0, ge=0)
