@@ -531,12 +531,10 @@ def load(name_or_path, overrides=None):
         raise RecnbError(
             f"profile {name_or_path}: no such file.{hint} Known profiles: {', '.join(known)}"
         )
-    try:
-        data = read_yaml(path.read_text(encoding="utf-8"))
-    except (RecnbError, OSError, UnicodeDecodeError) as error:
-        raise RecnbError(f"{path}: {error}") from error
-    if not isinstance(data, dict):
-        raise RecnbError(f"{path}: a profile is a mapping of sections, found {type(data).__name__}")
+    data = _mapping(path)
+    parent = data.pop("extends", None)
+    if parent is not None:
+        data = {"name": path.stem} | _extended(path, parent, data)
     data.setdefault("name", path.stem)
     for key, value in (overrides or {}).items():
         *sections, last = key.split(".")
@@ -551,6 +549,32 @@ def load(name_or_path, overrides=None):
     except ValidationError as error:
         messages = _explain(error, path, overrides or {})
         raise RecnbError("\n".join(messages)) from error
+
+
+def _mapping(path):
+    try:
+        data = read_yaml(path.read_text(encoding="utf-8"))
+    except (RecnbError, OSError, UnicodeDecodeError) as error:
+        raise RecnbError(f"{path}: {error}") from error
+    if not isinstance(data, dict):
+        raise RecnbError(f"{path}: a profile is a mapping of sections, found {type(data).__name__}")
+    return data
+
+
+def _extended(path, parent, data):
+    """The profile beside ``path`` that it extends, with its own knobs in place of that one's."""
+    known = [other.stem for other in path.parent.glob("*.yaml") if other != path]
+    if parent not in known:
+        raise RecnbError(f"{path}: extends: no profile {parent!r} beside it ({', '.join(known)})")
+    whole = _mapping(path.parent / f"{parent}.yaml")
+    whole.pop("name", None)
+    if "extends" in whole:
+        raise RecnbError(f"{path}: extends: {parent} extends another profile itself, name that one")
+    for section, knobs in data.items():
+        own = whole.get(section)
+        both = isinstance(own, dict) and isinstance(knobs, dict)
+        whole[section] = own | knobs if both else knobs
+    return whole
 
 
 def read_yaml(text):

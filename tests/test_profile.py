@@ -88,3 +88,17 @@ def test_pins_agree():
         assert normal[name.lower()] == version, pin
     conda = yaml.safe_load((root() / "environment.yml").read_text())["dependencies"][-1]["pip"]
     assert dict(line.split("==") for line in conda if "==" in line) == lock
+
+
+def test_a_profile_may_extend_another(tmp_path):
+    (tmp_path / "big.yaml").write_text("seed: 3\nsft: {epochs: 2, rank: 8}\nppo: {steps: 7}\n")
+    (tmp_path / "mine.yaml").write_text("extends: big\nsft: {rank: 4}\n")
+    mine = load(tmp_path / "mine.yaml")
+    assert (mine.name, mine.seed, mine.ppo.steps) == ("mine", 3, 7)
+    assert (mine.sft.epochs, mine.sft.rank) == (2, 4)
+    (tmp_path / "child.yaml").write_text("extends: mine\n")
+    with pytest.raises(RecnbError, match="mine extends another profile itself"):
+        load(tmp_path / "child.yaml")
+    (tmp_path / "lost.yaml").write_text("extends: ../secret\n")
+    with pytest.raises(RecnbError, match="no profile '../secret' beside it"):
+        load(tmp_path / "lost.yaml")
