@@ -134,8 +134,8 @@ def execute(stage, profile_path, run_folder):
 def _not_before_its_input(run_folder, stage):
     """Snakemake refuses what is older than its input, which it is if the clock was set back."""
     earlier = run_folder / STAGES[STAGES.index(stage) - 1] / "manifest.json"
-    stamp = max(time.time(), earlier.stat().st_mtime if stage != STAGES[0] else 0)
-    os.utime(run_folder / stage / "manifest.json", (stamp, stamp))
+    stamp = max(time.time_ns(), earlier.stat().st_mtime_ns if stage != STAGES[0] else 0)
+    os.utime(run_folder / stage / "manifest.json", ns=(stamp, stamp))
 
 
 def out_of_memory(name, text):
@@ -165,10 +165,10 @@ def main():
     try:
         execute(stage, profile_path, run_folder)
     except RecnbError as error:
-        with contextlib.suppress(OSError):  # a full disk; the message below is what counts
-            (Path(run_folder) / stage / ".failed").touch()
         failed = f"[{number}/{len(STAGES)}] {stage} FAILED\n{visible(error)}"
         print(failed, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a full disk: the launcher sees that by itself
+            (Path(run_folder) / stage / ".failed").write_text(failed, encoding="utf-8")
         raise SystemExit(1) from None
     print(f"[{number}/{len(STAGES)}] {stage} done in {time.time() - started:.0f} s", flush=True)
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -115,34 +116,43 @@ def _clear(folder, stages):
 def _snakemake(folder, target):
     command = [sys.executable, "-m", "snakemake", "--directory", str(folder)]
     command += ["--snakefile", str(Path(__file__).parent / "Snakefile")]
-    command += ["--cores", str(cores()), "--quiet", "all", "--rerun-triggers", "mtime", "--config"]
+    # Its errors are wanted, the rest of what it says is not: "--quiet all" would hide both.
+    command += ["--cores", str(cores()), "--quiet", "progress", "rules", "host", "reason"]
+    command += ["--rerun-triggers", "mtime", "--config"]
     command += [f"profile={(folder / FROZEN).resolve()}", f"python={sys.executable}"]
     quiet = threading.Event()
     watcher = threading.Thread(target=_watch, args=(folder, quiet), daemon=True)
     watcher.start()
-    try:
-        # A session of its own: Ctrl-C in the terminal comes here alone, and ends all from here.
-        code = subprocess.Popen([*command, "--", target], start_new_session=True).wait()
-    finally:
-        end_tree(psutil.Process(), but_not_itself=True)
-        quiet.set()
-        watcher.join()
+    with tempfile.TemporaryFile() as errors:
+        try:
+            # A session of its own: Ctrl-C in the terminal comes here alone, and ends all from here.
+            started = [*command, "--", target]
+            code = subprocess.Popen(started, stderr=errors, start_new_session=True).wait()
+        finally:
+            end_tree(psutil.Process(), but_not_itself=True)
+            quiet.set()
+            watcher.join()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
     if code:
-        raise RecnbError(_why(folder, code))
+        raise RecnbError(_why(folder, code, said))
 
 
-def _why(folder, code):
-    """What to say of a run that Snakemake ended with this exit code."""
+def _why(folder, code, said):
+    """What to say of a run that Snakemake ended with this exit code.
+
+    Args:
+        said: what it and its jobs wrote to stderr.
+    """
     kept = "start the same command again: finished notebooks and checkpoints are kept"
     free = shutil.disk_usage(folder).free
     if free < FULL:
         return f"the disk of {folder} is full ({free >> 20} MiB free): make room, then {kept}"
-    if list(folder.glob("*/.failed")):
-        return f"the run stopped; mend the cause above and {kept}"
-    logs = sorted((folder / ".snakemake" / "log").glob("*.log"), key=os.path.getmtime)
-    text = logs[-1].read_text(errors="replace") if logs else "it left no log"
-    end = "\n".join(text.strip().splitlines()[-15:])
-    return f"Snakemake ended with exit code {code}; the end of its log:\n{end}\nThen {kept}"
+    failed = [path.read_text(errors="replace") for path in sorted(folder.glob("*/.failed"))]
+    if failed:
+        return "\n".join([*failed, f"Mend the cause and {kept}"])
+    end = "\n".join(said.strip().splitlines()[-15:])
+    return f"Snakemake ended with exit code {code}; the last it said:\n{end}\nThen {kept}"
 
 
 def under_way(folder):
