@@ -60,3 +60,75 @@ def findings(metrics, effects):
         met = ", ".join(f"{t} {m} {100 * mean('full', 'obey', t, m):.1f}" for t, m in controls)
         lines.append(f"Control-aware decoding of full, in %: {met}.")
     return lines + sentences(effects)
+
+
+def in_plain_words(metrics, system="full"):
+    """The run for a reader who knows none of the tables' words; free decoding unless it says so.
+
+    Args:
+        metrics: long form.
+        system: the language model it is about.
+
+    Returns:
+        List of sentences; what no user could be asked is left out.
+    """
+    rows = metrics.dropna(subset="value")
+    values = rows.set_index(["system", "decoding", "task", "metric"])["value"]
+
+    def of_100(task, metric, who=system, decoding="free"):
+        value = values.get((who, decoding, task, metric))
+        return None if value is None else f"{100 * value:.3g}"
+
+    def both(task, metric):
+        return of_100(task, metric), of_100(task, f"{metric} without control")
+
+    lines = []
+    hits, teacher, popular = (of_100("I0", "HR@10", w) for w in (system, "sasrec", "popularity"))
+    lines.append(
+        f"Asked for ten titles and nothing else, the model names the one that the user took next "
+        f"for {hits} of 100 users. The teacher, which knows more of the user's history than a "
+        f"prompt shows, names it for {teacher}, the most popular titles for {popular}."
+    )
+    wanted, unasked = both("I1+", "TCP")
+    if wanted:
+        lines.append(
+            f"Asked for one category, {wanted} of 100 titles are of it ({unasked} when not asked)."
+        )
+    unwanted, unasked = both("I1-", "TCP")
+    if unwanted:
+        lines.append(
+            f"Asked for none of a category, {unwanted} of 100 titles are of it all the same "
+            f"({unasked} when not asked)."
+        )
+    shares = [("I2<=20", "at most 20 %"), ("I2>=30", "at least 30 %")]
+    kept = [(words, *both(task, "CPA")) for task, words in shares]
+    lines += [
+        f"Asked for {words} of a category, {value} of 100 lists keep it ({unasked} when not asked)."
+        for words, value, unasked in kept
+        if value
+    ]
+    near, unasked = both("I2~30", "CPA")
+    if near:
+        lines.append(
+            f"Asked for about 30 % of a category, {near} of 100 lists come within one title of it "
+            f"({unasked} when not asked), {of_100('I2~30', 'Exact')} meet it to the title."
+        )
+    two, unasked = both("I1+&I1-", "TC1¬2P")
+    if two:
+        verdict = "more" if float(two) > float(unasked) else "no more"
+        lines.append(
+            f"Asked for one category and for none of another, {two} of 100 titles are as wanted: "
+            f"{verdict} than when not asked ({unasked})."
+        )
+    repeats, shown, had = (of_100("format", m) for m in ("RepeatItem", "InHistory", "Seen"))
+    lines.append(
+        f"Of 100 titles in long lists, {repeats} stand there twice, {shown} stood in the prompt, "
+        f"and {had} are titles that the user had before, shown or not."
+    )
+    forced = of_100("I1+", "TCP", decoding="obey"), of_100("I2~30", "CPA", decoding="obey")
+    if None not in forced:
+        lines.append(
+            f"Decoding that enforces the wish (obey) brings one category to {forced[0]} and about "
+            f"30 % to {forced[1]} of 100."
+        )
+    return lines

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from recnb import RecnbError
 from recnb import profile as profiles
 from recnb.artifacts import atomic_path, read_manifest, same_knobs
+from recnb.evaluation.findings import in_plain_words
 from recnb.evaluation.primary import sentences
 from recnb.evaluation.stored import write_other_tables
 from recnb.evaluation.tables import TITLES, title_of
@@ -74,6 +75,7 @@ def write_report(run_folder):
     numbers = pd.Series({name: f"{value:,.6g}" for name, value in first["numbers"].items()})
     html = PAGE.render(
         name=run_folder.name,
+        plain=in_plain_words(pd.read_csv(run_folder / "tables" / "metrics.csv")),
         summary=_summary(manifests),
         warnings=_warnings(manifests, stale),
         table=table,
