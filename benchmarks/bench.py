@@ -52,6 +52,7 @@ from recnb.lm.loading import load_base, mini_model, smollm2_folder  # noqa: E402
 from recnb.lm.recommender import request_prompt  # noqa: E402
 from recnb.lm.text import Codec  # noqa: E402
 from recnb.lm.tokenizer import build_tokenizer, title_tokens  # noqa: E402
+from recnb.machine import number_format  # noqa: E402
 from recnb.ppo import trainer as ppo_trainer  # noqa: E402
 from recnb.ppo.prompts import rl_requests  # noqa: E402
 from recnb.ppo.trainer import train_ppo  # noqa: E402
@@ -172,6 +173,40 @@ def scale(world, users=13_218, items=18_744, mean=56):
     return [(what, seconds[1], None, note)]
 
 
+def sl_steps(model, codec, steps, batch, trainer_class, dataset, own, muon=False, **settings):
+    """Seconds and losses of some SL steps of a copy of the model."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(
+            output_dir=folder,
+            per_device_train_batch_size=batch,
+            max_steps=steps,
+            learning_rate=1e-3,
+            use_cpu=not torch.cuda.is_available(),
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            logging_steps=1,
+            seed=0,
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            **settings,
+        )
+        trained = copy.deepcopy(model)
+        optimizer = MuonAndAdamW(trained, 1e-3, 1e-3) if muon else None
+        trainer = trainer_class(
+            model=trained,
+            args=arguments,
+            train_dataset=dataset,
+            processing_class=codec.tokenizer,
+            optimizers=(optimizer, None),
+            **own,
+        )
+        started = time.perf_counter()
+        trainer.train()
+        rows = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        return time.perf_counter() - started, rows
+
+
 def train(world, steps=8, batch=64):
     """Seconds of SL steps on the same samples, ours against SFTTrainer; both losses in float32."""
     model, codec = world.models[True]
@@ -186,38 +221,7 @@ def train(world, steps=8, batch=64):
         for row in samples.itertuples()
     ]
 
-    def run(trainer_class, dataset, own, muon=False, **settings):
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = SFTConfig(
-                output_dir=folder,
-                per_device_train_batch_size=batch,
-                max_steps=steps,
-                learning_rate=1e-3,
-                use_cpu=not torch.cuda.is_available(),
-                report_to="none",
-                disable_tqdm=True,
-                save_strategy="no",
-                logging_steps=1,
-                seed=0,
-                lr_scheduler_type="constant",
-                weight_decay=0.0,
-                **settings,
-            )
-            trained = copy.deepcopy(model)
-            optimizer = MuonAndAdamW(trained, 1e-3, 1e-3) if muon else None
-            trainer = trainer_class(
-                model=trained,
-                args=arguments,
-                train_dataset=dataset,
-                processing_class=codec.tokenizer,
-                optimizers=(optimizer, None),
-                **own,
-            )
-            started = time.perf_counter()
-            trainer.train()
-            rows = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-            return time.perf_counter() - started, rows
-
+    run = partial(sl_steps, model, codec, steps, batch)
     plain = {"max_length": None, "gradient_checkpointing": False}
     lean, exact = plain | {"bf16": True, "optim": "adamw_torch_fused"}, plain | {"bf16": False}
     # ours; SFTTrainer as it comes; SFTTrainer with our settings
@@ -252,6 +256,41 @@ def train(world, steps=8, batch=64):
         (what + "with our settings", ours, 1000 * tuned / tokens, same),
         (what + "as it comes", ours, 1000 * other / tokens, note),
     ]
+
+
+def formats(world):
+    """SL steps in float32, in bfloat16 and as ``autocast: auto`` decides, with fewer instructions.
+
+    oneDNN can be told to leave out what newer processors have; what it is told counts from the
+    start of a process.
+    """
+    rows = []
+    for isa in ("", "AVX512_CORE", "AVX2"):
+        own = os.environ | {"ONEDNN_MAX_CPU_ISA": isa or "ALL"}
+        code = "import json, bench; print(json.dumps(bench.both_formats()))"
+        made = subprocess.run(
+            [sys.executable, "-c", code], cwd=HERE, env=own, check=True, stdout=subprocess.PIPE
+        )
+        choice, float32, bfloat16 = json.loads(made.stdout.splitlines()[-1])
+        auto = bfloat16 if choice == "bfloat16" else float32
+        what = f"SL stage, oneDNN up to {isa or 'all'}: s for 1,000 tokens, auto against float32"
+        note = f"auto takes {choice}; float32 {float32:.3g} s, bfloat16 {bfloat16:.3g} s"
+        rows.append((what, auto, float32, note))
+    return rows
+
+
+def both_formats(steps=4, batch=64):
+    """What ``autocast: auto`` takes, and seconds for 1,000 tokens in float32 and in bfloat16."""
+    disable_progress_bar()
+    world = World()
+    model, codec = world.models[True]
+    encoded = encode(world.samples[: steps * batch], codec, 512)
+    tokens = sum(map(len, encoded["input_ids"]))
+    plain = {"max_length": None, "gradient_checkpointing": False, "optim": "adamw_torch_fused"}
+    run = partial(sl_steps, model, codec, steps, batch, CompletionTrainer, encoded, {}, **plain)
+    seconds = turns(lambda: run(bf16=False), lambda: run(bf16=True))
+    choice = number_format(world.profile.model.width)["choice"]
+    return choice, *(1000 * one / tokens for one in seconds)
 
 
 def lists(world, k=10):
@@ -520,6 +559,7 @@ PARTS = {
     "decode": lists,
     "free": free,
     "train": train,
+    "formats": formats,
     "rl": rollouts,
     "teacher": teacher,
     "scale": scale,

@@ -58,7 +58,9 @@ def main():
     parser.add_argument(
         "--samples", type=int, default=0, help="the first so many instructions; 0 = all"
     )
-    parser.add_argument("--users", type=int, default=400, help="test users")
+    parser.add_argument(
+        "--users", type=int, default=400, help="users, asked about their validation targets"
+    )
     arguments = parser.parse_args()
     run = runs_folder() / arguments.run
     changed = profile.load(run / "profile.yaml", overrides(arguments.set))
@@ -94,7 +96,7 @@ def main():
     tuned = tuned.merge_and_unload() if changed.sft.rank else tuned
     count = min(arguments.users, len(histories))
     users = np.sort(np.random.default_rng(1).choice(len(histories), count, replace=False))
-    given = users, "test", histories, catalog, teacher, changed.data, changed.seed
+    given = users, "validation", histories, catalog, teacher, changed.data, changed.seed
     shares = "I2<=20", "I2~30", "I2>=30"
     asked = {t: heldout_requests(TASKS[t], *given) for t in ("I0", "I1+", "I1-", *shares)}
     free = {t: measure(tuned, codec, catalog, None, requests) for t, requests in asked.items()}
