@@ -37,16 +37,14 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None, checkpoint
             done again, and the result is the same, bit for bit.
 
     Returns:
-        ``(Teacher, rows)``: the model of the best validation epoch and the logged rows.
+        ``(Teacher, rows)``: SASRec of its best validation epoch, with the table of transitions if
+        ``knobs.transitions`` gives it a weight, and the logged rows.
     """
     torch.manual_seed(seed)
     order = np.random.default_rng([seed, 102])
     model = untrained(items, knobs)
     optimizer = torch.optim.Adam(model.parameters(), lr=knobs.learning_rate)
     users = [u for u in range(len(histories)) if len(histories.train(u)) > 1]
-    table = None
-    if knobs.transitions:
-        table = Transitions.count(histories, items)
     rows, best_state = [], copy.deepcopy(model.state_dict())
     if checkpoint and checkpoint.is_file():
         rows, best_state = _resume(checkpoint, model, optimizer, order)
@@ -60,8 +58,7 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None, checkpoint
             batch = shuffled[start : start + knobs.batch_size]
             windows = [_window(histories.train(u), knobs.max_length, order) for u in batch]
             losses.append(_step(model, optimizer, windows))
-        teacher = Teacher(model, table, knobs.transitions)
-        quality = leave_one_out(teacher.scores, histories, "validation", items)
+        quality = leave_one_out(Teacher(model).scores, histories, "validation", items)
         ndcg = float(quality["NDCG@10"].mean())
         row = {
             "epoch": len(rows) + 1,
@@ -78,6 +75,7 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None, checkpoint
             _keep(checkpoint, model, best_state, optimizer, order, rows)
             saved = time.time()
     model.load_state_dict(best_state)
+    table = Transitions.count(histories, items) if knobs.transitions else None
     return Teacher(model, table, knobs.transitions), rows
 
 
