@@ -105,3 +105,20 @@ def test_the_command_on_the_smoke_profile(runs):
     kept = pd.read_csv(runs / "smoke-tune.csv")
     assert set(kept["ppo.steps"]) == {2, 3} and kept["value"].notna().all()
     assert done.stdout.count("04_sft done") == 1, "the SL stage is shared"
+
+
+def test_the_study_is_the_laptop_profile_and_its_variants():
+    runs = {variant: profile for _, _, variant, profile in planned("study", {}, "study")}
+    assert list(runs) == ["", "pairs", "plain", "equal"]
+    laptop, study = load("laptop"), runs[""]
+    same = ["data", "teacher", "instructions", "model", "base", "sft", "ppo"]
+    assert all(getattr(study, name) == getattr(laptop, name) for name in same), "v2 is shared"
+    for variant, profile in runs.items():
+        assert (profile.data, profile.teacher) == (laptop.data, laptop.teacher)
+        shared = runs["equal"].instructions == laptop.instructions
+        assert shared and (profile.instructions == laptop.instructions) == (
+            variant in ("", "equal")
+        )
+    held_out = {"I2~&I1-", "I2>=&I2<="}
+    pairs = runs["pairs"]
+    assert not held_out & {*pairs.instructions.pair_kinds, *pairs.ppo.pair_kinds}
