@@ -60,6 +60,10 @@ class Control:
         """bool [N+1]: the items the control is about."""
         return catalog.mask(self.category)
 
+    def names(self):
+        """The categories it names."""
+        return [self.category]
+
     def bounds(self, k):
         """Least and greatest number of items inside that an obeying list of k holds."""
         raise NotImplementedError
@@ -270,6 +274,9 @@ class NoControl(Control):
     def intention(self, rng):
         return None
 
+    def names(self):
+        return []
+
     def needs(self, k, catalog):
         return []
 
@@ -462,6 +469,9 @@ class AllOf(Control):
     def template(self):
         names = [c.template for c in self.controls]
         return next((name for name in ("proportion", "category") if name in names), "sequential")
+
+    def names(self):
+        return [name for c in self.controls for name in c.names()]
 
     def intention(self, rng):
         parts = [c.intention(rng) for c in self.controls]

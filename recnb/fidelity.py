@@ -11,6 +11,7 @@ PAPER = {
     "instructions.chat_share": 1 / 3,
     "instructions.k_max": 10,
     "instructions.k_draws": 1,
+    "instructions.asides": 0.0,
     "instructions.pairs": 0,
     "instructions.wordings": "paper",
     "instructions.share_order": "teacher",

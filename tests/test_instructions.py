@@ -10,6 +10,7 @@ from recnb.controls import About, AtLeast, AtMost, Include, from_json
 from recnb.instructions import synthesis
 from recnb.instructions.checks import check_labels, examples
 from recnb.instructions.labels import draw_k, label_list
+from recnb.instructions.templates import ASIDES
 from recnb.ppo.prompts import TASKS, rl_requests
 from recnb.profile import Instructions
 
@@ -199,3 +200,23 @@ def test_pairs_take_turns_with_the_single_tasks(world, teacher, smoke):
     )
     kinds = [type(request.control).__name__ for request in drawn]
     assert kinds[6] == kinds[13] == "AllOf" and kinds.count("AllOf") == 2
+
+
+def test_asides_name_another_category_and_change_no_label(world, teacher, smoke):
+    catalog, histories = world
+    knobs = smoke.instructions.model_copy(update={"asides": 0.5, "candidate_share": 0.0})
+    rows = pd.DataFrame(synthesis.synthesize(histories, catalog, teacher, knobs, smoke.data, 0))
+    starts = [aside.split("'")[0] for aside in ASIDES]
+    wished = rows[rows["task"].str.startswith(("I1", "I2"))]
+    has = wished["prompt"].map(lambda prompt: any(start in prompt for start in starts))
+    assert 0.4 < has.mean() < 0.6
+    rest = rows[~rows.index.isin(wished.index) & rows["task"].ne("I4")]
+    assert not rest["prompt"].map(lambda prompt: any(start in prompt for start in starts)).any()
+    for row in wished[has].itertuples():
+        control = from_json(json.loads(row.control))
+        intention = row.prompt.split("user's intention: ")[1].split(". You need")[0]
+        named = {name for name in catalog.names if f"'{name}'" in intention}
+        assert control.category in named and len(named) == 2
+        assert row.labels and control.met(row.labels, row.k, catalog)
+    first = wished["prompt"].str.contains("intention: (?:" + "|".join(starts) + ")")
+    assert 0.3 < first[has].mean() < 0.7, "before the wish as often as behind it"

@@ -18,7 +18,7 @@ from recnb.instructions.labels import (
     ranked_items,
     released_sample,
 )
-from recnb.instructions.templates import numbered, render
+from recnb.instructions.templates import draw_aside, numbered, render
 from recnb.requests import Request
 
 SCHEMA = pa.schema(
@@ -126,7 +126,10 @@ def _history_sample(task, places, histories, catalog, knobs, data_knobs, rng):
         if task in ("I0", "I1+", "I1-") and rng.random() < knobs.candidate_share:
             ranked = ranked_items(score, seen, target)
             candidates = _candidates(labels, ranked, knobs.candidates, rng)
-        prompt = render(control, history, k, catalog, rng, candidates, knobs.wordings)
+        aside = None
+        if knobs.asides and task != "I0" and rng.random() < knobs.asides:
+            aside = draw_aside(control.names(), catalog, rng)
+        prompt = render(control, history, k, catalog, rng, candidates, knobs.wordings, aside)
         return _row(task, user, k, control, history, seen.tolist(), target, labels, prompt, catalog)
     raise RecnbError(_no_list(task, 0, ATTEMPTS, catalog, knobs))
 

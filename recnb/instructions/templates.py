@@ -143,6 +143,29 @@ VARIED_LAYOUTS = [
 """Where else a wish may stand: first, between history and k, last after either."""
 
 
+ASIDES = [
+    "I have seen '{}' items before",
+    "There are '{}' products here, too",
+    "I know what '{}' items are",
+    "A friend told me about '{}' products",
+    "I came across some '{}' items lately",
+    "My last product was '{}'",
+]
+"""``instructions.asides``: remarks about a category that ask for nothing."""
+
+
+def draw_aside(used, catalog, rng):
+    """A remark about a category that no wish names; None if there is none.
+
+    Args:
+        used: names of the wishes' categories.
+    """
+    others = [name for name in catalog.names if name not in used]
+    if not others:
+        return None
+    return ASIDES[rng.integers(len(ASIDES))].format(rng.choice(others))
+
+
 def template_of(control, history, candidates=None):
     """The paper's instruction for a request, with its slots."""
     if control.template == "category" and not history:  # I3: nobody's history, just a wish
@@ -174,7 +197,7 @@ def varied_intention(control, rng):
     return sentence.format(category=control.category, percent=percent)
 
 
-def render(control, history, k, catalog, rng, candidates=None, wordings="paper"):
+def render(control, history, k, catalog, rng, candidates=None, wordings="paper", aside=None):
     """The prompt of a request.
 
     Args:
@@ -187,6 +210,7 @@ def render(control, history, k, catalog, rng, candidates=None, wordings="paper")
         wordings: "paper", or "varied": half of the wishes are worded by ``VARIED``, half of the
             prompts with a wish and a history, but no candidates, are laid out by
             ``VARIED_LAYOUTS``.
+        aside: a remark (``draw_aside``), put before or behind the wish.
     """
     template, intention = template_of(control, history, candidates), control.intention(rng)
     if wordings == "varied" and intention:
@@ -194,4 +218,6 @@ def render(control, history, k, catalog, rng, candidates=None, wordings="paper")
             intention = varied_intention(control, rng) or intention
         if history and not candidates and rng.random() < 0.5:
             template = VARIED_LAYOUTS[rng.integers(len(VARIED_LAYOUTS))]
+    if aside:
+        intention = " and ".join(rng.permutation([intention, aside]).tolist())
     return fill(template, intention, history, k, catalog, candidates)
