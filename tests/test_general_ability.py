@@ -76,6 +76,14 @@ def test_share_of_chat():
         share_of_chat(frame, 0.1, 100, 0)
 
 
+def test_without_conversations_only_the_share_0_is_trained():
+    lists, mixed = pd.DataFrame({"task": ["I0"] * 9}), pd.DataFrame({"task": ["I0", "I4"]})
+    assert shares_of(mixed, [0.0, 0.3]) == ([0.0, 0.3], "")
+    assert shares_of(lists, [0.0]) == ([0.0], "") and shares_of(lists, []) == ([], "")
+    left, sentence = shares_of(lists, [0.0, 0.3])
+    assert left == [0.0] and "instructions.chat_share is 0" in sentence
+
+
 @pytest.fixture
 def local(tmp_path):
     """MMLU and GSM8K in their authors' formats, two subjects and three sums."""

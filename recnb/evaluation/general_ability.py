@@ -251,7 +251,20 @@ def measure(name, model, codec, pairs, knobs, seed):
     return {"system": name, "perplexity": value, "low": low, "high": high, "note": note} | found
 
 
-def share_sweep(base, train, validation, pairs, titles, profile, progress=lambda done, of: None):
+def shares_of(frame, shares):
+    """Those of the shares of I4 that an instruction set allows, and a sentence if it is not all."""
+    if (frame["task"] == "I4").any() or not any(shares):
+        return shares, ""
+    left = [share for share in shares if share == 0]
+    return left, (
+        "the instructions hold no conversations (instructions.chat_share is 0): "
+        "general_ability.shares above 0 are left out"
+    )
+
+
+def share_sweep(
+    base, train, validation, pairs, titles, profile, shares, progress=lambda done, of: None
+):
     """Small SL stages that differ in their share of I4 alone: same base, size and settings.
 
     Args:
@@ -259,15 +272,15 @@ def share_sweep(base, train, validation, pairs, titles, profile, progress=lambda
         train, validation: the instruction sets.
         pairs: unseen conversations.
         titles: from ``title_tokens``.
-        profile: ``Profile``; its sft section trains, its general_ability section names shares and
-            size.
+        profile: ``Profile``; its sft section trains, its general_ability section names the size.
+        shares: of I4, one SL stage each.
 
     Returns:
         List of rows like those of ``measure``, with share, and loss: that of the validation lists.
     """
     knobs, seed, rows = profile.general_ability, profile.seed, []
     sft, dtype, fast = profile.sft, profile.model.dtype, autocast(profile.model)
-    for share in knobs.shares:
+    for share in shares:
         model, codec = load_base(base, dtype)
         frame = share_of_chat(train, share, knobs.samples, seed)
         with tempfile.TemporaryDirectory() as folder:
@@ -278,7 +291,7 @@ def share_sweep(base, train, validation, pairs, titles, profile, progress=lambda
         loss = [row["eval_loss"] for row in log if "eval_loss" in row][-1]
         found = measure(f"I4 {share:.0%}", tuned, codec, pairs, knobs, seed)
         rows.append(found | {"share": share, "loss": loss})
-        progress(len(rows), len(knobs.shares))
+        progress(len(rows), len(shares))
     return rows
 
 
