@@ -8,7 +8,7 @@ import torch
 
 from recnb import RecnbError
 from recnb.evaluation import general_ability
-from recnb.evaluation.general_ability import heldout_chat, share_of_chat
+from recnb.evaluation.general_ability import heldout_chat, share_of_chat, shares_of
 from recnb.profile import GeneralAbility, load
 
 PAIRS = [
