@@ -146,6 +146,7 @@ def test_a_whole_run_of_another_catalogue_names_no_films(make, noun, tmp_path):
     run = tmp_path / "runs" / noun
     for path in run.rglob("*"):
         if path.suffix in (".ipynb", ".html", ".md", ".csv", ".tex", ".json", ".txt"):
-            assert not film_words(path.read_text(encoding="utf-8")), path
+            text = re.sub(r"[A-Za-z0-9+/=]{200,}", "", path.read_text(encoding="utf-8"))  # pictures
+            assert not film_words(text), path
     train = pd.read_parquet(run / "03_instructions" / "train.parquet")
     assert not film_words("\n".join([*train["prompt"], *train["completion"]]))
