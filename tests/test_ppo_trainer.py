@@ -10,7 +10,14 @@ from recnb.controls import Share
 from recnb.engine.losses import title_mask
 from recnb.lm.tokenizer import title_tokens
 from recnb.ppo.prompts import TASKS, failing, rl_requests, task_of
-from recnb.ppo.trainer import both_trainable, merged, pad_batch, train_ppo, with_adapters
+from recnb.ppo.trainer import (
+    both_trainable,
+    merged,
+    pad_batch,
+    train_ppo,
+    visiting_order,
+    with_adapters,
+)
 from recnb.ppo.trend import read_ledger
 from recnb.requests import Response
 from recnb.sft import train_sft
@@ -62,8 +69,12 @@ class PowerCut(Exception):
     pass
 
 
-def test_a_resumed_training_ends_where_an_undisturbed_one_does(setup, world, teacher, tmp_path):
+@pytest.mark.parametrize("distinct", [16, 6])
+def test_a_resumed_training_ends_where_an_undisturbed_one_does(
+    setup, world, teacher, tmp_path, distinct
+):
     model, codec, requests, knobs = setup
+    requests = requests[:distinct]  # fewer than the training visits: they return
     knobs = knobs.model_copy(update={"steps": 4, "checkpoints": 4})
 
     def train(folder, show=lambda row: None):
@@ -226,3 +237,10 @@ def test_tasks_that_fail_are_drawn_more_often(setup, world, teacher, smoke):
     drawn = rl_requests(400, *given, np.random.default_rng(0), (), odds)
     shares = sum(task_of(r.control).startswith("I2") for r in drawn)
     assert abs(shares / 400 - sum(v for k, v in odds.items() if "I2" in k)) < 0.08
+
+
+def test_every_prompt_comes_as_often_as_the_others():
+    order = visiting_order(6, 20, 0)
+    assert len(order) == 20 and order[:6] == list(range(6))
+    assert sorted(order[6:12]) == sorted(order[12:18]) == list(range(6))
+    assert order[6:12] != order[12:18] and visiting_order(30, 20, 0) == list(range(20))

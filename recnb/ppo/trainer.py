@@ -354,6 +354,7 @@ def ppo_arguments(knobs, seed, folder, autocast):
         num_iterations=knobs.epochs,
         gradient_accumulation_steps=1,
         max_steps=updates,
+        shuffle_dataset=False,  # ``visiting_order`` holds the order of the whole training
         beta=0.0,
         temperature=knobs.temperature,
         learning_rate=knobs.learning_rate,
@@ -373,6 +374,18 @@ def ppo_arguments(knobs, seed, folder, autocast):
         disable_tqdm=True,
         remove_unused_columns=False,
     )
+
+
+def visiting_order(prompts, visits, seed):
+    """Which prompt each place of the training has: all of them, then all again, shuffled anew.
+
+    Written out, because a trainer that goes on in the second pass over its data would begin with
+    the first one's order again.
+    """
+    rng, order = np.random.default_rng([seed, 120]), list(range(prompts))
+    while len(order) < visits:
+        order += rng.permutation(prompts).tolist()
+    return order[:visits]
 
 
 def train_ppo(
@@ -408,8 +421,9 @@ def train_ppo(
     torch.manual_seed(seed)
     peft = with_adapters(model, knobs.rank, knobs.alpha)
     prompts = [request_prompt(r, catalog, seed) for r in requests]
+    order = visiting_order(len(requests), knobs.steps * knobs.prompts, seed)
     checkpoints = checkpoint_folder(folder, key)
-    dataset = Dataset.from_dict({"prompt": prompts, "index": list(range(len(prompts)))})
+    dataset = Dataset.from_dict({"prompt": [prompts[i] for i in order], "index": order})
     arguments = ppo_arguments(knobs, seed, checkpoints, autocast)
     arguments._n_gpu = min(arguments.n_gpu, 1)
     callbacks = [History(show)]
