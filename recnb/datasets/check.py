@@ -68,8 +68,8 @@ def check(profile):
 
 def _filtered(items, log, k):
     """What is left to learn from, with numbers for ids: strings would take twice the time."""
-    numbers = {item: number for number, item in enumerate(items["item"])}
-    log = log.assign(user=pd.factorize(log["user"])[0], item=log["item"].map(numbers))
+    numbers = pd.Index(items["item"]).get_indexer(log["item"])
+    log = log.assign(user=pd.factorize(log["user"])[0], item=numbers)
     try:
         left, events = kept(items.assign(item=range(len(items))), log, k)
     except RecnbError as error:

@@ -159,7 +159,8 @@ def rehearse(histories, catalog, teacher, knobs, data_knobs, seed, draws=200):
     Args:
         teacher: has ``scores(histories)``; the order of its lists matters little, how many items
             are unseen in which category decides.
-        draws: tries for each task; one that succeeds in less than a fiftieth of them is named.
+        draws: tries for each task, at most; one that succeeds in less than a fiftieth of them is
+            named.
 
     Returns:
         A list of sentences, one a task.
@@ -174,7 +175,9 @@ def rehearse(histories, catalog, teacher, knobs, data_knobs, seed, draws=200):
         for _, (user, place, score) in zip(range(draws), places, strict=False):
             seen, target = histories.train(user)[:place], int(histories.train(user)[place])
             posed += draw(task, score, seen, target, knobs, catalog, rng) is not None
-        if posed < draws / 50:
+            if posed >= draws / 50:
+                break
+        else:
             found.append(_no_list(task, posed, draws, catalog, knobs))
     return found
 
