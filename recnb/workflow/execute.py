@@ -31,10 +31,10 @@ then pays for touching every page of the next one again; with these it keeps the
 step (benchmarks/LOG.md). Ignored elsewhere.
 """
 SHORT_WAITS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
-"""OpenMP's threads spin while they wait for each other. Beside one busy process small steps then take
-twice as long as they must, beside another training that spins six times as long; threads that go to
-sleep after a thousand turns (GNU's OpenMP; others: at once) cost next to nothing on a free machine
-(benchmarks/LOG.md).
+"""OpenMP's threads spin while they wait for each other. Beside one busy process small steps take
+twice as long as they must, beside another training that spins six times as long; threads that go
+to sleep after a thousand turns (GNU's OpenMP; others: at once) cost next to nothing on a free
+machine (benchmarks/LOG.md).
 """
 LESS_MEMORY = {
     "01_data": "raise data.k_core",
