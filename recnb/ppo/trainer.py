@@ -421,10 +421,11 @@ def train_ppo(
     torch.manual_seed(seed)
     peft = with_adapters(model, knobs.rank, knobs.alpha)
     prompts = [request_prompt(r, catalog, seed) for r in requests]
-    order = visiting_order(len(requests), knobs.steps * knobs.prompts, seed)
     checkpoints = checkpoint_folder(folder, key)
-    dataset = Dataset.from_dict({"prompt": [prompts[i] for i in order], "index": order})
     arguments = ppo_arguments(knobs, seed, checkpoints, autocast)
+    visits = knobs.steps * knobs.prompts * arguments.world_size  # a process takes its own prompts
+    order = visiting_order(len(requests), visits, seed)
+    dataset = Dataset.from_dict({"prompt": [prompts[i] for i in order], "index": order})
     arguments._n_gpu = min(arguments.n_gpu, 1)
     callbacks = [History(show)]
     trainer = RecPPOTrainer(
