@@ -203,6 +203,30 @@ def _exactness_panel(axis, free, varied, metric, scale, label):
     axis.set(xlabel=label)
 
 
+def halves(frame, systems=("v2", "full")):
+    """What becomes of each half of two wishes: unsaid, said alone, said beside the other.
+
+    Args:
+        frame: ``evaluation.halves.all_halves``.
+        systems: the systems shown, free decoding.
+    """
+    figure, axes = plt.subplots(1, len(systems), figsize=(11, 4.6), sharey=True, squeeze=False)
+    marks = {"unsaid": ("o", "gray"), "alone": ("|", "black"), "both": ("D", "tab:red")}
+    for axis, system in zip(axes[0], systems, strict=True):
+        rows = frame[(frame["system"] == system) & (frame["decoding"] == "free")]
+        names = rows["task"] + ": " + rows["half"]
+        axis.hlines(names, 100 * rows["unsaid"], 100 * rows["both"], color="lightgray", lw=2)
+        for column, (mark, color) in marks.items():
+            axis.scatter(
+                100 * rows[column], names, marker=mark, color=color, s=60, label=column, zorder=2
+            )
+        axis.set(title=system, xlabel="of the half's category, % of the list", xlim=(-3, 103))
+    axes[0][0].invert_yaxis()
+    axes[0][-1].legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
 def control_dial(frame):
     """Requested against delivered share; ``frame``: system, category, requested, delivered."""
     systems = list(dict.fromkeys(frame["system"]))

@@ -376,6 +376,8 @@ class Cases(Section):
 class Tallrec(Section):
     shots: list[int] = [16, 64, 256]
     """How many examples the model is tuned on (paper: 16, 64, 256)."""
+    in_context: int = Field(4, ge=0)
+    """Solved examples in the prompt of the untuned model, as one more row; 0 = not asked."""
     seeds: list[int] = [0, 1, 2]
     """One draw of the examples each; the table shows mean and standard deviation."""
     held: int = Field(1000, ge=10)

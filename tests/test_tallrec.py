@@ -166,6 +166,18 @@ def test_sequential_baselines_learn(kind):
     assert torch.isfinite(alone).all(), "a user without a like yet"
 
 
+def test_solved_examples_stand_in_front_of_the_question_with_their_answers(language_model):
+    _, codec = language_model
+    shown, asked = questions(2), questions(3)[2:]
+    before = tallrec.solved(shown)
+    answers = ["Yes." if one.label else "No." for one in shown]
+    assert before.split("\n\n### Response:\n")[1].startswith(answers[0])
+    (ids, yes, no), (alone, *_) = (tallrec.encode(asked, codec, text)[0] for text in (before, ""))
+    text = codec.decode(ids)
+    assert text.endswith(codec.decode(alone)) and len(ids) > 2 * len(alone)
+    assert codec.decode([yes]).strip()[:1] == "Y" and codec.decode([no]).strip()[:1] == "N"
+
+
 def test_popularity_by_hand():
     examples = [
         tallrec.example("movie", [1, 2], [], 3, True, TITLES),
@@ -185,7 +197,8 @@ def test_few_shot_counts_and_table(language_model):
     parts = questions(40), questions(30), questions(31)
     results, _ = tallrec.few_shot(model, codec, parts, 12, knobs, 0)
     tuned = dict.fromkeys(("popularity", "gru4rec", "caser", "sasrec", "tallrec"), 4)
-    assert results.groupby("system").size().to_dict() == {"untuned": 1} | tuned
+    once = {"untuned": 1, "in context": 2}  # a row a draw
+    assert results.groupby("system").size().to_dict() == once | tuned
     table = tallrec.table({"game": results}, {tallrec.BOOKS: "why"}, reported()["tallrec"])
     assert table[table["domain"] == tallrec.BOOKS]["note"].iloc[0] == "not run: why"
     assert table["note"].ne("").all() and "TALLRec (paper)" in set(table["system"])
@@ -194,7 +207,10 @@ def test_few_shot_counts_and_table(language_model):
     alone = tallrec.table({"game": results}, {}, reported()["tallrec"])
     assert set(alone["domain"]) == {"game", tallrec.MOVIES}  # no row about a second domain
     own_files, _ = tallrec.few_shot(model, codec, parts, 0, knobs, 0)
-    assert set(own_files["system"]) == {"untuned", "tallrec"}
+    assert set(own_files["system"]) == {"untuned", "in context", "tallrec"}
+    without = knobs.model_copy(update={"in_context": 0})
+    asked, _ = tallrec.few_shot(model, codec, parts, 0, without, 0)
+    assert set(asked["system"]) == {"untuned", "tallrec"}
     many = knobs.model_copy(update={"shots": [99]})
     with pytest.raises(RecnbError, match="99 examples asked for"):
         tallrec.few_shot(model, codec, (questions(40),) * 3, 12, many, 0)

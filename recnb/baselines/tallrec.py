@@ -246,15 +246,23 @@ def read_json(path):
     return made
 
 
-def encode(examples, codec):
+def solved(examples):
+    """Examples with their answers, as they stand before a question that is asked in context."""
+    return "".join(f"{one.prompt}{'Yes.' if one.label else 'No.'}\n\n" for one in examples)
+
+
+def encode(examples, codec, before=""):
     """Tokens of each example up to where Yes and No part.
+
+    Args:
+        before: what stands in front of each prompt (``solved``).
 
     Returns:
         List of ``(prompt ids, id that begins Yes, id that begins No)``.
     """
     rows = []
     for one in examples:
-        answered = [one.prompt + "Yes.", one.prompt + "No."]
+        answered = [f"{before}{one.prompt}Yes.", f"{before}{one.prompt}No."]
         yes, no = codec.tokenizer(answered, add_special_tokens=False)["input_ids"]
         parted = next(i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b)
         start = [] if codec.tokenizer.bos_token_id is None else [codec.tokenizer.bos_token_id]
@@ -447,6 +455,7 @@ CARRIED = "tallrec, carried over"
 """The transfer: a model tuned on the run's own data answers about Book-Crossing."""
 NOTES = {
     "untuned": "the model before any example",
+    "in context": "nothing is trained: so many solved examples stand in the prompt",
     CARRIED: "tuned on the run's own examples, at the largest K and the last draw",
 }
 
@@ -466,7 +475,7 @@ def few_shot(
 
     Returns:
         ``(DataFrame system, shots, seed, AUC, last tuned model)``; "untuned" is the model before
-        rec-tuning.
+        rec-tuning, "in context" the same one with solved examples in its prompt.
     """
     training, validation, test = parts
     rng = np.random.default_rng([seed, 117])
@@ -487,6 +496,11 @@ def few_shot(
         )
     encoded = encode(test, codec)
     rows = [("untuned", 0, 0, auc(model, codec, test, encoded))]
+    for draw in knobs.seeds if knobs.in_context else []:
+        rng = np.random.default_rng([seed, 121, draw])
+        chosen = rng.choice(len(training), min(knobs.in_context, len(training)), replace=False)
+        shown = encode(test, codec, solved([training[i] for i in chosen]))
+        rows.append(("in context", len(chosen), draw, auc(model, codec, test, shown)))
     total, done, tuned = len(knobs.shots) * len(knobs.seeds), 0, None
     for shots in knobs.shots:
         for draw in knobs.seeds:

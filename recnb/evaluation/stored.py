@@ -10,6 +10,7 @@ from recnb import profile as profiles
 from recnb.artifacts import Reader, atomic_path, is_done, read_manifest, same_knobs
 from recnb.catalog import Catalog
 from recnb.datasets.tabular import read_csv, shown
+from recnb.evaluation import halves
 from recnb.evaluation.primary import in_family, primary, write_primary
 from recnb.evaluation.protocol import evaluate_stored, proportion_by_k, score_texts, stored_requests
 from recnb.evaluation.statistics import comparisons
@@ -69,7 +70,7 @@ def write_results(answers, histories, catalog, profile, not_run, tables):
 
     Returns:
         ``(metrics, users, tables)``, the last as ``{name: DataFrame}``: the tables as they are
-        shown, but "primary" and "exactness" as numbers.
+        shown, but "primary", "exactness" and "halves" as numbers.
     """
     knobs, seed = profile.evaluation, profile.seed
     metrics, users = evaluate_stored(
@@ -91,6 +92,8 @@ def write_results(answers, histories, catalog, profile, not_run, tables):
     write_frame(form(metrics), tables, "form")
     write_frame(exactness(made["exactness"], not_run), tables, "exactness")
     made["exactness"].to_csv(tables / "exactness.csv", index=False, float_format="%.6f")
+    made["halves"] = halves.all_halves(answers, catalog)
+    write_frame(halves.readable(made["halves"]), tables, "halves")
     return metrics, users, made
 
 

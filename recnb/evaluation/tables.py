@@ -56,6 +56,11 @@ TITLES = {
         "Table 7: two controls at once, never met in training; in % (without control). "
         "The last three pairs are ours"
     ),
+    "halves": (
+        "Each half of two wishes: share of the list that is of its category, in %, when nothing is "
+        "said (unsaid), this wish alone (alone), both (both); kept: 1 = as if alone, 0 = not "
+        "heard, below 0 = turned round"
+    ),
     "table8": "Table 8: instructions of each task",
     "tallrec": "TALLRec: AUC in % after K examples, mean ± standard deviation over draws",
 }

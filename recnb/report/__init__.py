@@ -34,6 +34,10 @@ CAPTIONS = {
     "05_ppo/tokens": "Which token of an answer receives which reward.",
     "06_evaluation/exactness": "How exactly about 30 % is kept (95 % intervals).",
     "06_evaluation/controls": "How well each system obeys (free decoding, 95 % intervals).",
+    "06_evaluation/halves": (
+        "Two wishes at once, each half: said alone it moves the list from the circle to the bar, "
+        "beside the other wish to the diamond."
+    ),
     "06_evaluation/wordings": "The same wishes in other words: one dot a wording.",
     "09_general_ability/forgetting": (
         "What conversation in the instruction set (I4) does: small SL stages with different shares "
