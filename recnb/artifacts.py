@@ -22,7 +22,7 @@ from pathlib import Path
 
 from recnb import RecnbError
 from recnb.owner import refuse_others
-from recnb.profile import STAGES, Profile, load, root, save
+from recnb.profile import SECTIONS, STAGES, Profile, load, profiles_folder, root, save
 
 PACKAGES = "torch transformers trl peft datasets papermill snakemake numpy pandas".split()
 
@@ -256,6 +256,7 @@ class Stage(Reader):
             "wall_seconds": round(self.seconds(), 1),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "commit": git_commit(),
+            "profile": frozen(self.profile),
             "versions": {"python": platform.python_version()} | versions,
             "hardware": hardware(),
             "number_format": machine.recorded(self.profile.model),
@@ -337,19 +338,47 @@ def is_done(profile, stage, run_folder):
     return all((folder / n).is_file() and sha256(folder / n) == h for n, h in outputs)
 
 
+def _git(*arguments):
+    return subprocess.run(
+        ["git", *arguments], cwd=root(), capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
 def git_commit():
     """Commit of the checkout, with ``-dirty`` when tracked files differ, or ``unknown``."""
-
-    def git(*arguments):
-        return subprocess.run(
-            ["git", *arguments], cwd=root(), capture_output=True, text=True, check=True
-        ).stdout
-
     try:
-        commit = git("rev-parse", "--short=12", "HEAD").strip()
-        return f"{commit}-dirty" if git("status", "--porcelain", "-uno") else commit
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        return f"{commit}-dirty" if _git("status", "--porcelain", "-uno") else commit
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def frozen(profile):
+    """The profile's file: a reader can see that its knobs were fixed before the run was made.
+
+    Returns:
+        Dict with the file's sha256, the commit in which it last changed ("unknown" without git) and
+        the knobs in which this run differs from it; None if no such file comes with the checkout.
+    """
+    path = profiles_folder() / f"{profile.name}.yaml"
+    if not path.is_file():
+        return None
+    try:
+        commit = _git("log", "-1", "--format=%h", "--abbrev=12", "--", str(path)) or "unknown"
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    found = {"sha256": sha256(path), "frozen": commit}
+    try:
+        theirs = load(path)
+    except RecnbError as error:  # edited while the run went on
+        return found | {"changed": f"cannot be read: {error}"}
+    changed = {}
+    for section in sorted({name for names in SECTIONS.values() for name in names}):
+        own = getattr(theirs, section).model_dump(mode="json")
+        for knob, value in getattr(profile, section).model_dump(mode="json").items():
+            if value != own[knob]:
+                changed[f"{section}.{knob}"] = value
+    return found | {"changed": changed}
 
 
 def hardware():

@@ -1,12 +1,13 @@
 import hashlib
 import json
+import re
 import time
 
 import pytest
 
 from recnb import progress
 from recnb.artifacts import Stage, is_done
-from recnb.profile import STAGES
+from recnb.profile import STAGES, root
 
 
 def test_wall_time_counts_starts_that_were_stopped(smoke, tmp_path):
@@ -75,3 +76,16 @@ def test_the_pace_is_that_of_this_start(tmp_path, monkeypatch):
         said.append(json.loads((tmp_path / ".progress.json").read_text())["left"])
         clock[0] += 5
     assert said == [None, 70.0]
+
+
+def test_the_manifest_names_the_profile_file_and_what_the_run_changed(smoke, tmp_path):
+    said = Stage("01_data", smoke, tmp_path).finish()["profile"]
+    file = root() / "papermill_runs" / "profiles" / "smoke.yaml"
+    assert said["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert said["changed"] == {} and re.fullmatch("[0-9a-f]{12}|unknown", said["frozen"])
+    other = smoke.model_copy(
+        update={"data": smoke.data.model_copy(update={"k_core": 4}), "seed": 3}
+    )
+    assert Stage("01_data", other, tmp_path).finish()["profile"]["changed"] == {"data.k_core": 4}
+    mine = smoke.model_copy(update={"name": "mine"})
+    assert Stage("01_data", mine, tmp_path).finish()["profile"] is None, "no such file here"

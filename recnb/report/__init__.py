@@ -95,7 +95,10 @@ def write_report(run_folder):
         deviations=_frame(_deviations(profile)),
         settings=settings,
         versions=json.dumps(
-            first["versions"] | first["hardware"] | {"commit": first["commit"]}, indent=1
+            first["versions"]
+            | first["hardware"]
+            | {"commit": first["commit"], "profile": first.get("profile")},
+            indent=1,
         ),
         figure=lambda name: _figure(run_folder, name),
     )
