@@ -30,6 +30,24 @@ def k_core(log, k):
     return log
 
 
+def k_core_rows(users, items, users_at_least, items_at_least):
+    """``k_core`` on numbers for ids, with a minimum for each side.
+
+    Args:
+        users, items: [n] int arrays of small numbers, row by row an interaction.
+
+    Returns:
+        [m] int64, the rows that are left, rising.
+    """
+    rows = np.arange(len(users))
+    while True:
+        keep = np.bincount(users)[users] >= users_at_least
+        keep &= np.bincount(items)[items] >= items_at_least
+        if keep.all():
+            return rows
+        rows, users, items = rows[keep], users[keep], items[keep]
+
+
 def time_order(log):
     """Sort by user, then time; interactions of the same second keep the order of the source file.
 
