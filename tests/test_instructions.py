@@ -1,16 +1,18 @@
 import itertools
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from recnb import RecnbError
+from recnb.catalog import Catalog
 from recnb.controls import About, AtLeast, AtMost, Include, from_json
 from recnb.instructions import synthesis
 from recnb.instructions.checks import check_labels, examples
 from recnb.instructions.labels import draw_k, label_list
-from recnb.instructions.templates import ASIDES
+from recnb.instructions.templates import ASIDES, THINGS, draw_aside
 from recnb.ppo.prompts import TASKS, rl_requests
 from recnb.profile import Instructions
 
@@ -202,21 +204,38 @@ def test_pairs_take_turns_with_the_single_tasks(world, teacher, smoke):
     assert kinds[6] == kinds[13] == "AllOf" and kinds.count("AllOf") == 2
 
 
-def test_asides_name_another_category_and_change_no_label(world, teacher, smoke):
+def test_asides_change_no_label_whatever_they_speak_of(world, teacher, smoke):
     catalog, histories = world
     knobs = smoke.instructions.model_copy(update={"asides": 0.5, "candidate_share": 0.0})
     rows = pd.DataFrame(synthesis.synthesize(histories, catalog, teacher, knobs, smoke.data, 0))
     starts = [aside.split("'")[0] for aside in ASIDES]
     wished = rows[rows["task"].str.startswith(("I1", "I2"))]
-    has = wished["prompt"].map(lambda prompt: any(start in prompt for start in starts))
-    assert 0.4 < has.mean() < 0.6
+
+    def spoken_of(prompt):
+        intention = prompt.split("user's intention: ")[1].split(". You need")[0]
+        return set(re.findall("(?:^| )'([^']+)'", intention))
+
+    remark = wished["prompt"].map(lambda prompt: any(start in prompt for start in starts))
+    thing = wished["prompt"].map(lambda prompt: bool(spoken_of(prompt) & set(THINGS)))
+    assert 0.2 < remark.mean() < 0.3 and 0.2 < thing.mean() < 0.3 and not (remark & thing).any()
     rest = rows[~rows.index.isin(wished.index) & rows["task"].ne("I4")]
     assert not rest["prompt"].map(lambda prompt: any(start in prompt for start in starts)).any()
-    for row in wished[has].itertuples():
+    for row in wished.itertuples():
         control = from_json(json.loads(row.control))
-        intention = row.prompt.split("user's intention: ")[1].split(". You need")[0]
-        named = {name for name in catalog.names if f"'{name}'" in intention}
-        assert control.category in named and len(named) == 2
+        others = spoken_of(row.prompt) - {control.category}
+        assert control.category in spoken_of(row.prompt) and others <= {*catalog.names, *THINGS}
+        assert len(others) == (remark[row.Index] or thing[row.Index])
         assert row.labels and control.met(row.labels, row.k, catalog)
     first = wished["prompt"].str.contains("intention: (?:" + "|".join(starts) + ")")
-    assert 0.3 < first[has].mean() < 0.7, "before the wish as often as behind it"
+    assert 0.3 < first[remark].mean() < 0.7, "before the wish as often as behind it"
+
+
+def test_a_thing_that_is_a_category_here_is_no_aside():
+    rng = np.random.default_rng(0)
+    wood = Catalog(["a", "b"], [{name.title()} for name in ("wooden", "used")])
+    asides = {draw_aside(Include("Wooden"), wood, rng) for _ in range(400)}
+    assert not any("'wooden'" in aside or "'used'" in aside for aside in asides)
+    assert any("'blue'" in aside for aside in asides) and any("'Used'" in aside for aside in asides)
+    only = Catalog(["a"], [{"Wooden"}])
+    asides = {draw_aside(Include("Wooden"), only, rng) for _ in range(50)}
+    assert not any("'Wooden'" in aside for aside in asides), "no other category, so a thing"

@@ -128,7 +128,7 @@ def _history_sample(task, places, histories, catalog, knobs, data_knobs, rng):
             candidates = _candidates(labels, ranked, knobs.candidates, rng)
         aside = None
         if knobs.asides and task != "I0" and rng.random() < knobs.asides:
-            aside = draw_aside(control.names(), catalog, rng)
+            aside = draw_aside(control, catalog, rng)
         prompt = render(control, history, k, catalog, rng, candidates, knobs.wordings, aside)
         return _row(task, user, k, control, history, seen.tolist(), target, labels, prompt, catalog)
     raise RecnbError(_no_list(task, 0, ATTEMPTS, catalog, knobs))

@@ -5,6 +5,10 @@ wordings that the evaluation holds out (``recnb/evaluation/wordings.yaml``) shar
 compare them with everything that stands here.
 """
 
+from fractions import Fraction
+
+from recnb.controls import About, AtLeast, AtMost, Exclude, Include
+
 SEQUENTIAL = (
     "You are an expert recommender engine. You need to generate a recommendation list considering "
     "user's preference from historical interactions. The historical interactions are provided as "
@@ -148,22 +152,40 @@ ASIDES = [
     "There are '{}' products here, too",
     "I know what '{}' items are",
     "A friend told me about '{}' products",
-    "I came across some '{}' items lately",
-    "My last product was '{}'",
+    "My friend likes '{}' products",
+    "My brother is interested in '{}'",
+    "My sister prefers '{}' items",
+    "My friend doesn't like '{}' products",
+    "My brother hates '{}' items",
+    "My sister doesn't want to browse any '{}' product",
 ]
-"""``instructions.asides``: remarks about a category that ask for nothing."""
+"""Remarks about a category that ask for nothing, or tell of somebody else's wish."""
+THINGS = ["wooden", "cheap", "used", "blue", "heavy", "handmade", "large", "silent", "old", "fresh"]
+"""What no category is called: a wish about it can neither be met nor missed."""
 
 
-def draw_aside(used, catalog, rng):
-    """A remark about a category that no wish names; None if there is none.
+def draw_aside(control, catalog, rng):
+    """What stands beside a wish and changes nothing (``instructions.asides``); None if nothing can.
+
+    Half of the asides are a remark about a category that the wish does not name, half a wish in the
+    words of any control, about a thing that is no category. Without the first it is enough to see
+    which categories a prompt holds, without the second which verbs: two wishes at once are then not
+    told apart (benchmarks/LOG.md).
 
     Args:
-        used: names of the wishes' categories.
+        control: the wish.
     """
-    others = [name for name in catalog.names if name not in used]
-    if not others:
+    others = [name for name in catalog.names if name not in control.names()]
+    things = [name for name in THINGS if name not in {n.lower() for n in catalog.names}]
+    if rng.random() < 0.5 and others:
+        return ASIDES[rng.integers(len(ASIDES))].format(rng.choice(others))
+    if not things:
         return None
-    return ASIDES[rng.integers(len(ASIDES))].format(rng.choice(others))
+    thing = str(rng.choice(things))
+    tenths = Fraction(int(rng.integers(11)), 10)
+    wishes = [Include(thing), Exclude(thing)]
+    wishes += [share(thing, tenths) for share in (AtMost, About, AtLeast)]
+    return wishes[rng.integers(len(wishes))].intention(rng)
 
 
 def template_of(control, history, candidates=None):
