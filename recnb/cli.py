@@ -58,10 +58,58 @@ def _chosen(run_name, folder):
 
 
 @app.command()
-def fetch(name: ProfileArgument = "laptop"):
-    """Download and verify what a profile needs; nothing is downloaded twice."""
-    for source in sources.needed(profile.load(name)):
-        print(f"{source.name}: {sources.fetch(source)} ({source.licence})")
+def fetch(
+    name: Annotated[
+        str, typer.Argument(help="profile, or raw data set (docs/datasets.md)")
+    ] = "laptop",
+    mirror: Annotated[str, typer.Option(help="folder or address that has the raw files")] = "",
+):
+    """Download and verify what a profile needs, or raw data; nothing is downloaded twice."""
+    from recnb.datasets import download
+
+    if name not in download.known():
+        if mirror:
+            raise RecnbError(f"--mirror: {name} is no raw data set ({', '.join(download.known())})")
+        for source in sources.needed(profile.load(name)):
+            print(f"{source.name}: {sources.fetch(source)} ({source.licence})")
+        return
+    about = download.known()[name]
+    print(f"{about['title']}, {about['page']} (licence: {about['licence']})")
+    print(f"recnb prepare {name} {download.fetch(name, mirror)} FOLDER")
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="amazon, steam, movielens-1m or movietweetings")],
+    source: Annotated[Path, typer.Argument(help="folder of the raw files")],
+    out: Annotated[Path, typer.Argument(help="folder to make")],
+    k_core: Annotated[
+        int, typer.Option(min=1, help="users and items with fewer interactions are removed")
+    ] = 5,
+    user_core: Annotated[int, typer.Option(min=0, help="the same for users alone, 0 = k-core")] = 0,
+    users: Annotated[int, typer.Option(min=0, help="at most so many, drawn; 0 = all")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the draw")] = 0,
+):
+    """Make items.csv and interactions.csv out of a data set's raw files."""
+    from recnb.datasets.prepare import prepare, summary
+
+    print(visible(summary(prepare(name, source, out, k_core, user_core, users, seed))))
+
+
+@app.command()
+def rehearse(
+    name: Annotated[str, typer.Argument(help="amazon, steam, movielens-1m or movietweetings")],
+    out: Annotated[Path, typer.Argument(help="folder to make")],
+    users: Annotated[int, typer.Option(min=1, help="people")] = 1000,
+    items: Annotated[int, typer.Option(min=20, help="items")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="of all draws")] = 0,
+):
+    """Write invented raw files of a data set, with the dirt of the real ones, for a trial."""
+    from recnb.datasets.rehearsal import write
+
+    for reason, rows in write(name, out, users, items, seed).items():
+        print(f"{rows:10,}  {reason}")
+    print(f"recnb prepare {visible(name)} {visible(out)} FOLDER")
 
 
 @app.command()
@@ -70,6 +118,9 @@ def run(
     run_name: NewRun = "",
     until: Annotated[str, typer.Option(help="last stage, for example 04_sft")] = "",
     set_: SetOption = [],  # noqa: B006
+    student: Annotated[
+        str, typer.Option(help="Python file with functions of your own (docs/build_it_yourself.md)")
+    ] = "",
 ):
     """Run the notebooks of a profile, in order; what is up to date is not run again.
 
@@ -88,12 +139,17 @@ def run(
         )
     run_name = run_name or resolved.name
     run_folder(run_name)
+    built = None
+    if student:
+        from recnb.check.in_place import student_functions
+
+        built = student_functions(student)
     if not resolved.seeds and not resolved.variants:
-        return run_profile(resolved, runs_folder() / run_name, until)
+        return run_profile(resolved, runs_folder() / run_name, until, built)
     runs = planned(name, changed, run_name)
     for label, _, _, one in runs:
         share(one, run_folder(label), until or profile.STAGES[-1])
-        run_profile(one, run_folder(label), until)
+        run_profile(one, run_folder(label), until, built)
     if until or not resolved.seeds:
         return
     for variant in ["", *resolved.variants]:

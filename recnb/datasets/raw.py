@@ -214,7 +214,7 @@ def _count(accounts, what, line, text):
     if what in accounts:
         accounts[what].rows += 1
     else:
-        accounts[what] = Account(1, line, shown(text))
+        accounts[what] = Account(1, line, "" if text is None else shown(text))
 
 
 def _text(line):

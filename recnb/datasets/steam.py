@@ -22,8 +22,11 @@ SINGLE = rf"'[^'\\\0\r\n]*+(?:{ESCAPE}[^'\\\0\r\n]*+)*+'"
 DOUBLE = rf"\"[^\"\\\0\r\n]*+(?:{ESCAPE}[^\"\\\0\r\n]*+)*+\""
 VALUE = rf"(?:u?{SINGLE}|u?{DOUBLE}|True|False|None|0|[1-9][0-9]{{0,15}}+)"
 WANTED = "username", "product_id", "date"
-PAIRS = [rf"u?'{key}': ({VALUE})" for key in WANTED] + [rf"u?'[a-z_]+': {VALUE}"]
+PLAIN = r"u'([^'\\\0\r\n]*+)'"
+PAIRS = [rf"u?'{key}': (?:{PLAIN}|({VALUE}))" for key in WANTED] + [rf"u?'[a-z_]+': {VALUE}"]
 FLAT = re.compile(rf"\{{(?:(?:{'|'.join(PAIRS)})(?:, (?=u?')|(?=\}})))*+\}}")
+"""A record of texts and numbers. Groups: each of ``WANTED`` as a text that holds no escape, and as
+any other literal."""
 DAY = 86_400
 EPOCH = date(1970, 1, 1).toordinal()
 
@@ -61,8 +64,7 @@ def interactions(reading):
             row = review(reading, line, text)
             if row is None:
                 continue
-            user, item = identifier(row.get("username")), identifier(row.get("product_id"))
-            day = row.get("date")
+            user, item, day = identifier(row[0]), identifier(row[1]), row[2]
             time = midnight(day) if isinstance(day, str) else None
             if user is None:
                 reading.leave_out("no username", line, item)
@@ -84,23 +86,28 @@ def midnight(day):
 
 
 def review(reading, line, text):
-    """What a line says of username, product_id and date; None, counted, if it is unreadable."""
+    """username, product_id and date of a line; None, counted, if it is unreadable."""
     try:
-        record = text.decode()
+        flat = FLAT.fullmatch(text.decode())
     except UnicodeDecodeError:
-        record = ""
-    flat = FLAT.fullmatch(record)
-    if not flat:
-        return literal_row(reading, line, text)
-    return {key: value_of(text) for key, text in zip(WANTED, flat.groups(), strict=True)}
+        flat = None
+    if flat:
+        user, user_literal, item, item_literal, day, day_literal = flat.groups()
+        if not (user_literal or item_literal or day_literal):
+            return user, item, day
+        plain, literals = (user, item, day), (user_literal, item_literal, day_literal)
+        pairs = list(zip(plain, literals, strict=True))
+        if not any(a is not None and b for a, b in pairs):  # a key that stands there twice
+            return tuple(value_of(b) if b else a for a, b in pairs)
+    row = literal_row(reading, line, text)
+    return None if row is None else tuple(row.get(key) for key in WANTED)
 
 
 def value_of(literal):
-    """What a literal of ``VALUE`` stands for; None for None."""
-    if literal is None:
-        return None
-    plain = literal[-1] in "'\"" and "\\" not in literal
-    return literal.lstrip("u")[1:-1] if plain else ast.literal_eval(literal)
+    """What a literal of the pattern ``VALUE`` stands for."""
+    if literal.isascii() and literal[-1] in "'\"":  # a tenth of the time of literal_eval
+        return literal.lstrip("u")[1:-1].encode().decode("unicode_escape")
+    return ast.literal_eval(literal)
 
 
 def literal_row(reading, line, text):
