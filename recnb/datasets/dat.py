@@ -20,7 +20,9 @@ def items(reading, encoding, digits):
         name = "::".join(fields[1:-1])
         genres = [category(genre) for genre in fields[-1].split("|")]
         genres = [genre for genre in genres if genre not in ("", NO_GENRE)]
-        if item is None:
+        if len(fields) == 4 and None not in map(number, fields):
+            reading.cannot_read("a rating in the place of a film", line, "::".join(fields))
+        elif item is None:
             reading.leave_out("no id", line, name)
         elif (name := title(reading, line, name)) is not None:
             if not genres:

@@ -170,14 +170,14 @@ def _download(url, part):
         before = part.stat().st_size if part.exists() else 0
         try:
             return _one_connection(url, part)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise _Unreachable(f"no address ({error})") from error
         except httpx.HTTPError as error:
             grown = part.exists() and part.stat().st_size > before
             failures = 1 if grown else failures + 1
             if failures == TRIES:
                 raise _Unreachable(shown(str(error) or type(error).__name__, 200)) from error
             time.sleep(WAIT * 2 ** (failures - 1))
-        except httpx.InvalidURL as error:
-            raise _Unreachable(f"no address ({error})") from error
 
 
 def _one_connection(url, part):
