@@ -282,8 +282,9 @@ class Ppo(Section):
     critic_start: Literal["zero", "mean"] = "zero"
     """What the critic says before it has learned: 0, or the mean return of the first batch."""
     baseline: Literal["critic", "answers"] = "critic"
-    """What a list reward is compared with: the critic's value alone, or also the mean list reward
-    of the other answers to the same prompt, which takes the prompt's difficulty out of it."""
+    """What a reward is compared with: the critic's value alone, or first with the other answers to
+    the same prompt, lists with lists and titles with those in the same line, which takes the
+    prompt's difficulty out of it."""
     schedule: Literal["linear", "constant"] = "linear"
     """Step sizes fall to 0 by the end, or stay."""
     hidden_seen: Literal["rank", "last"] = "rank"

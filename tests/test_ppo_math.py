@@ -97,3 +97,19 @@ def test_leave_one_out_takes_the_others_mean_off(rng):
         others = [rewards[j] for j in range(7) if groups[j] == groups[i] and j != i]
         expected = rewards[i] - sum(others) / len(others) if others else rewards[i]
         assert found[i] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_titles_are_compared_with_those_in_the_same_line(rng):
+    items = [rng.normal(size=n) for n in (3, 2, 4, 0, 1, 3)]
+    groups = torch.tensor([5, 5, 5, 5, 8, 8])
+    found = ppo_math.title_by_title(items, groups)
+    for i, rewards in enumerate(items):
+        assert len(found[i]) == len(rewards)
+        for line, reward in enumerate(rewards):
+            others = [
+                items[j][line]
+                for j in range(6)
+                if j != i and groups[j] == groups[i] and len(items[j]) > line
+            ]
+            expected = reward - sum(others) / len(others) if others else reward
+            assert found[i][line] == pytest.approx(expected, abs=1e-6)

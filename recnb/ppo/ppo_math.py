@@ -72,6 +72,25 @@ def leave_one_out(rewards, groups):
     return rewards - (same @ rewards - rewards) / others.clamp(min=1)
 
 
+def title_by_title(items, groups):
+    """``leave_one_out`` of each title's reward among the titles in the same line.
+
+    Args:
+        items: B lists, an answer's item rewards in order.
+        groups: int [B], equal for the answers to one prompt.
+
+    Returns:
+        B float tensors as long as the lists.
+    """
+    compared = [torch.zeros(len(rewards)) for rewards in items]
+    for line in range(max(map(len, items), default=0)):
+        rows = [row for row, rewards in enumerate(items) if len(rewards) > line]
+        rewards = torch.tensor([float(items[row][line]) for row in rows])
+        for row, reward in zip(rows, leave_one_out(rewards, groups[rows]), strict=True):
+            compared[row][line] = reward
+    return compared
+
+
 def kl_penalty(log_probs, reference):
     """Per-token estimate of the KL of Equation 6: log pi(y_t) - log pi_SFT(y_t), [B, T]."""
     return log_probs - reference

@@ -183,15 +183,16 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         scores = score_all(requests, responses, self.teacher, self.catalog, knobs)
         mask = batch["completion_mask"].float()
         lists = knobs.list_weight * torch.tensor([score.list for score in scores]).to(mask)
-        compared = lists
+        items = [s.item if knobs.item_reward else np.zeros(len(s.item)) for s in scores]
+        compared, whole = items, lists
         if knobs.baseline == "answers":
-            compared = ppo_math.leave_one_out(lists, batch["prompt"])
+            compared = ppo_math.title_by_title(items, batch["prompt"].cpu())
+            whole = ppo_math.leave_one_out(lists, batch["prompt"])
         rewards = torch.zeros_like(mask)
-        for row, (answer, score) in enumerate(zip(answers, scores, strict=True)):
+        for row, answer in enumerate(answers):
             places = ppo_math.title_ends([self.codec.pieces[t] for t in answer])
-            items = score.item if knobs.item_reward else np.zeros(len(places))
-            whole, last = compared[row], len(answer) - 1
-            rewards[row] = ppo_math.place_rewards(mask.shape[1], places, items, whole, last)
+            each, last = compared[row], len(answer) - 1
+            rewards[row] = ppo_math.place_rewards(mask.shape[1], places, each, whole[row], last)
         kl = ppo_math.kl_penalty(log_probs, reference) * mask
         full = rewards - knobs.kl_weight * kl
         full = ppo_math.whiten(full, mask, shift_mean=False, add=self._add)
@@ -199,7 +200,7 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
             values = self._start_critic(model, full, mask)
         known = values * mask
         advantages, returns = ppo_math.gae(full, known, mask, knobs.gamma, knobs.gae_lambda)
-        earned = rewards.sum(1) - compared + lists
+        earned = torch.tensor([score.sum() for score in items]).to(lists) + lists
         self._enter(batch["prompt"].tolist(), earned.tolist())
         self._note(requests, responses, scores, earned, kl, entropy, values, returns, mask)
         return batch | {
