@@ -366,24 +366,21 @@ def _told(reading, result):
 def summary(manifest):
     """The manifest in words, as Markdown."""
     knobs, made, times = manifest["knobs"], manifest["counts"], manifest["times"]
+    draw = f", at most {knobs['users']:,} users drawn with seed {knobs['seed']}"
+    days = " (times are whole days)"
     lines = [
         f"# {manifest['dataset']}, prepared for recnb",
         "",
         "Two tables that `data.dataset: tabular` reads: items.csv and interactions.csv. "
         "manifest.json says the same as this page, for programs.",
         "",
-        f"Users with at least {knobs['user_core']} and items with at least {knobs['k_core']} "
-        + "interactions"
-        + (
-            f", at most {knobs['users']:,} users drawn with seed {knobs['seed']}"
-            * bool(knobs["users"])
-        )
-        + f": {made['users']:,} users, {made['items']:,} items, {made['interactions']:,} "
-        f"interactions, sparsity {made['sparsity']:.2%}.",
+        f"Users with at least {knobs['user_core']} interactions and items with at least "
+        f"{knobs['k_core']}{draw if knobs['users'] else ''}: {made['users']:,} users, "
+        f"{made['items']:,} items, {made['interactions']:,} interactions, sparsity "
+        f"{made['sparsity']:.2%}.",
         "",
-        f"{times['users_with_ties']:,} users have interactions at the same time"
-        + (" (times are whole days)" if times["whole_days"] else "")
-        + ": these stand in the order of the file.",
+        f"Users with interactions at the same time{days if times['whole_days'] else ''}, which "
+        f"stand in the order of the file: {times['users_with_ties']:,}.",
         "",
         "| file | bytes | lines | sha256 |",
         "|---|---|---|---|",
