@@ -80,6 +80,70 @@ def runs_folder():
     return Path(given) if given else root() / "papermill_runs"
 
 
+STUDENT_FILE, STUDENT_RECORD = "student.py", "student.json"
+"""What ``recnb run --student FILE`` leaves in a run's folder: a copy of the file, and its record
+{"file", "sha256", "functions": {name: the first stage that calls it}}."""
+BORROWED = {}
+"""sha256 of each function that a student put in place of the kit's own in this process
+(``recnb.check.in_use``). It only grows: what such a function computed may lie in any variable."""
+UNDO = []
+"""Functions that take the run's student out of this process again, for the next stage opened."""
+
+
+def student_of(run_folder):
+    """The record of a run's student, or None: the run uses the kit's own functions.
+
+    Raises:
+        RecnbError: the record is damaged.
+    """
+    path = Path(run_folder) / STUDENT_RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not set(record["functions"].values()) <= set(STAGES) or not record["sha256"]:
+            raise ValueError("it names no stages")
+        return record
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecnbError(
+            f"{path} is damaged ({error}): start the run again, with --student FILE or without"
+        ) from error
+
+
+def keep_student(run_folder, student):
+    """Write what a run's student built into its folder, or take away what an earlier one built.
+
+    Args:
+        student: ``(source bytes, record)`` of ``recnb.check.in_place.student_functions``, or None.
+    """
+    folder = Path(run_folder)
+    if student is None:
+        (folder / STUDENT_RECORD).unlink(missing_ok=True)
+        (folder / STUDENT_FILE).unlink(missing_ok=True)
+        return
+    source, record = student
+    with atomic_path(folder / STUDENT_FILE) as temporary:
+        temporary.write_bytes(source)
+    write_json(folder / STUDENT_RECORD, record)
+
+
+def knobs_of_student(student, stage):
+    """A student's part in a stage, as one more section of its knobs; empty if there is none.
+
+    Args:
+        student: ``student_of``.
+    """
+    known = student["functions"].items() if student else ()
+    names = sorted(name for name, first in known if first in _upto(stage))
+    return {"sha256": student["sha256"], "functions": names} if names else {}
+
+
+def _knobs(profile, stage, student):
+    """All that decides what a stage makes: its knobs, and the student's functions if any."""
+    own = knobs_of_student(student, stage)
+    return profile.stage_knobs(stage) | ({"student": own} if own else {})
+
+
 def fingerprint(profile, stage):
     """Hash of every knob that a stage depends on: its own and those of the stages before it."""
     return _digest([profile.stage_knobs(name) for name in _upto(stage)])
@@ -93,8 +157,10 @@ def _digest(knobs):
     return hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()
 
 
-def same_knobs(profile, stage, run_folder):
+def same_knobs(profile, stage, run_folder, wanted_by=None):
     """True if a finished stage was made with this profile's knobs, earlier stages' included.
+
+    A student's functions count as knobs: those of ``run_folder``, or of the run ``wanted_by``.
 
     A knob that came into the kit after the stage was made counts as its default, which must keep
     what was before: old runs stay readable. That the stage was made with the knobs that the
@@ -103,14 +169,22 @@ def same_knobs(profile, stage, run_folder):
     manifests = [read_manifest(Path(run_folder) / name, name) for name in _upto(stage)]
     if manifests[-1]["fingerprint"] != _digest([manifest["knobs"] for manifest in manifests]):
         return False
-    defaults = Profile(name="defaults")
+    defaults, student = Profile(name="defaults"), student_of(wanted_by or run_folder)
     for name, manifest in zip(_upto(stage), manifests, strict=True):
         knobs = defaults.stage_knobs(name)
         for section, made in manifest["knobs"].items():
             knobs[section] = knobs.get(section, {}) | made if isinstance(made, dict) else made
-        if knobs != profile.stage_knobs(name):
+        if knobs != _knobs(profile, name, student):
             return False
     return True
+
+
+def _other_than(profile, stage, run_folder):
+    """In what a stage differs from what this profile makes in this run."""
+    made = read_manifest(run_folder / stage, stage)["knobs"].get("student")
+    if made == _knobs(profile, stage, student_of(run_folder)).get("student"):
+        return "other knobs"
+    return "a student's functions" if made else "the kit's own functions, not the student's"
 
 
 FINISHED = ".finished.json"
@@ -132,8 +206,9 @@ class Reader:
         folder = self.run_folder / stage
         manifest = read_manifest(folder, stage)
         if not same_knobs(self.profile, stage, self.run_folder):
+            other = _other_than(self.profile, stage, self.run_folder)
             raise RecnbError(
-                f"{folder} was made with other knobs: run notebook {stage} again with this profile"
+                f"{folder} was made with {other}: run notebook {stage} again with this profile"
             )
         expected = manifest["outputs"].get(file)
         if expected is None:
@@ -172,7 +247,7 @@ class Stage(Reader):
         self.folder = self.run_folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "manifest.json").unlink(missing_ok=True)
-        self.key = fingerprint(profile, name)[:12]
+        self.student = student_of(self.run_folder)
         self.started, self.earlier = time.time(), self._earlier_seconds()
         self.warnings = []
         self.tick()
@@ -194,6 +269,19 @@ class Stage(Reader):
         if not condition:
             assert self.profile.data.dataset != "synthetic", sentence
             self.warn(sentence)
+
+    @property
+    def key(self):
+        """Name of this stage's settings, a student's functions among them, for checkpoints."""
+        knobs = [_knobs(self.profile, name, self.student) for name in _upto(self.name)[:-1]]
+        return _digest([*knobs, self._knobs_now()])[:12]
+
+    def _knobs_now(self):
+        """This stage's knobs; what a student put in place in this notebook is one of them."""
+        knobs = _knobs(self.profile, self.name, self.student)
+        if BORROWED:
+            knobs["student"] = knobs.get("student", {}) | {"notebook": dict(BORROWED)}
+        return knobs
 
     @property
     def autocast(self):
@@ -230,8 +318,8 @@ class Stage(Reader):
                 if same_knobs(self.profile, name, self.run_folder):
                     knobs.append(read_manifest(self.run_folder / name, name)["knobs"])
                     continue
-            knobs.append(self.profile.stage_knobs(name))
-        return [*knobs, self.profile.stage_knobs(self.name)]
+            knobs.append(_knobs(self.profile, name, self.student))
+        return [*knobs, self._knobs_now()]
 
     def finish(self, numbers=None):
         """Write the manifest and return it; ``numbers`` are the stage's headline results."""
@@ -250,7 +338,7 @@ class Stage(Reader):
         manifest = {
             "stage": self.name,
             "fingerprint": _digest(self._knobs_so_far()),
-            "knobs": self.profile.stage_knobs(self.name),
+            "knobs": self._knobs_now(),
             "numbers": numbers or {},
             "warnings": self.warnings,
             "wall_seconds": round(self.seconds(), 1),
@@ -310,9 +398,27 @@ def open_stage(name, profile, run, overrides=None):
     resolved = load(profile, overrides)
     folder = run_folder(run)
     refuse_others(folder)
+    built = _with_student(name, folder)
     stage = Stage(name, resolved, folder)
     save(resolved, folder / "profile.yaml")
+    if built:
+        stage.warn(built)
     return stage
+
+
+def _with_student(name, folder):
+    """Put what the run's student built in place; what an earlier stage's did is undone first.
+
+    Returns:
+        A sentence for the manifest, or "".
+    """
+    while UNDO:
+        UNDO.pop()()
+    if not knobs_of_student(student_of(folder), name):
+        return ""
+    from recnb.check.in_place import for_stage  # it imports this module
+
+    return for_stage(name, folder)
 
 
 def read_manifest(folder, stage):
@@ -326,12 +432,16 @@ def read_manifest(folder, stage):
         raise RecnbError(f"{path} is damaged ({error}): run notebook {stage} again") from error
 
 
-def is_done(profile, stage, run_folder):
-    """True if the stage was made with these knobs and every output is on disk, unchanged."""
+def is_done(profile, stage, run_folder, wanted_by=None):
+    """True if the stage was made with these knobs and every output is on disk, unchanged.
+
+    Args:
+        wanted_by: folder of the run whose student's functions count, if it is another one.
+    """
     folder = Path(run_folder) / stage
     try:
         outputs = read_manifest(folder, stage)["outputs"].items()
-        if not same_knobs(profile, stage, run_folder):
+        if not same_knobs(profile, stage, run_folder, wanted_by):
             return False
     except RecnbError:
         return False

@@ -5,6 +5,15 @@ from torch import nn
 from torch.nn import functional as F
 
 
+def causal_mask(real):
+    """real bool [B, L], False on padding -> bool [B, L, L]: place i may look at place j."""
+    length = real.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+    # A padded position may look at itself: a row of the mask with no True would give NaN.
+    eye = torch.eye(length, dtype=torch.bool, device=real.device)
+    return (causal & real[:, None, :]) | eye
+
+
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, both with a residual."""
 
@@ -61,11 +70,7 @@ class SASRec(nn.Module):
         positions = torch.arange(self.max_length - length, self.max_length, device=sequences.device)
         drop = self.dropout if self.training else 0.0
         x = F.dropout(self.item(sequences) + self.position(positions), drop)
-        real = sequences.ne(0)
-        causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        # A padded position may look at itself: a row of the mask with no True would give NaN.
-        eye = torch.eye(length, dtype=torch.bool, device=x.device)
-        mask = ((causal & real[:, None, :]) | eye)[:, None]
+        mask = causal_mask(sequences.ne(0))[:, None]
         for block in self.blocks[:-1]:
             x = block(x, mask)
         return self.norm(self.blocks[-1](x, mask, last))

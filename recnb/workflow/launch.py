@@ -15,11 +15,12 @@ from pathlib import Path
 import psutil
 
 from recnb import RecnbError, profile, sources
-from recnb.artifacts import is_done
+from recnb.artifacts import is_done, keep_student
 from recnb.datasets.check import before_run
 from recnb.machine import cores, describe, estimate
 from recnb.owner import end_tree, owning
 from recnb.text_safety import visible
+from recnb.workflow.several import share
 
 FROZEN = ".start.yaml"
 """The profile of this start: written once, under the lock, and read by every notebook."""
@@ -31,13 +32,14 @@ class Stopped(BaseException):
     """SIGINT or SIGTERM came; carries its number."""
 
 
-def run_profile(resolved, folder, until=""):
+def run_profile(resolved, folder, until="", student=None):
     """Run the notebooks of a profile in a folder of its own.
 
     Args:
         resolved: ``Profile``.
         folder: the run's folder.
         until: last stage; empty = all, and the report.
+        student: what ``recnb.check.in_place.student_functions`` found; None = the kit's own.
 
     Raises:
         RecnbError: somebody else runs the folder; a notebook failed; Snakemake failed.
@@ -52,6 +54,9 @@ def run_profile(resolved, folder, until=""):
         try:
             profile.save(resolved, folder / "profile.yaml")
             profile.save(resolved, folder / FROZEN)
+            keep_student(folder, student)
+            if student:  # the stages that call none of the functions are those of any other run
+                share(resolved, folder, stages[-1])
             done = [is_done(resolved, stage, folder) for stage in stages]
             if all(done) and (until or page.is_file()):
                 print(f"{folder.name}: all {len(stages)} notebooks are up to date")

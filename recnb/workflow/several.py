@@ -38,7 +38,8 @@ def share(profile, folder, until=STAGES[-1]):
         if is_done(profile, stage, folder):
             continue
         others = [path.parent for path in sorted(runs_folder().glob("*/profile.yaml"))]
-        found = [other for other in others if other != folder and is_done(profile, stage, other)]
+        others = [other for other in others if other != folder]
+        found = [other for other in others if is_done(profile, stage, other, wanted_by=folder)]
         if not found:
             return
         print(f"{folder.name}: {stage} is taken from {found[0].name}, which has the same knobs")
