@@ -115,9 +115,9 @@ class Instructions(Section):
     search: int = Field(0, ge=0)
     """I3 samples; 0 = one an item."""
     asides: float = Field(0.0, ge=0, le=1)
-    """Share of the samples with a wish that also hold something that changes nothing: a remark about
-    another category, or a wish about what is no category. Which words belong to which category must
-    then be learned (paper: none)."""
+    """Share of the samples with a wish that also hold what changes nothing: a remark about another
+    category, or a wish about what is no category. Which words belong to which category must then be
+    learned (paper: none)."""
     pairs: int = Field(0, ge=0)
     """Samples with two wishes at once (paper: none)."""
     pair_kinds: list[Pair] = ["I1+&I1-", "I2<=&I1-", "I1+&I1+", "I2~&I1-", "I2>=&I2<="]

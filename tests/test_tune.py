@@ -109,7 +109,7 @@ def test_the_command_on_the_smoke_profile(runs):
 
 def test_the_study_is_the_laptop_profile_and_its_variants():
     runs = {variant: profile for _, _, variant, profile in planned("study", {}, "study")}
-    assert list(runs) == ["", "pairs", "plain", "equal"]
+    assert list(runs) == ["", "pairs", "asides", "plain", "equal"]
     laptop, study = load("laptop"), runs[""]
     same = ["data", "teacher", "instructions", "model", "base", "sft", "ppo"]
     assert all(getattr(study, name) == getattr(laptop, name) for name in same), "v2 is shared"
