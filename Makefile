@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: reproduce test nightly audit bench lab clean setup
+.PHONY: reproduce test nightly a11y audit bench lab clean setup
 
 ## The main job: set-up, then nine notebooks on MovieLens-100K and a report.
 reproduce: setup
@@ -23,6 +23,10 @@ test: setup
 ## What takes too long for every change: 10,000 generated cases a property, kill and resume.
 nightly: setup
 	$(BIN)/python -m pytest -q -m "nightly or not nightly" --hypothesis-profile nightly tests
+
+## The report in a browser (Chromium, and axe-core by npm; without one of them it says so), for every reader.
+a11y: setup
+	$(BIN)/python -m pytest -q -rs -m "nightly or not nightly" tests/test_report_readers.py
 
 ## The environment against the locks, the locks against docs/dependencies.md, and known advisories if pip-audit is installed.
 audit: setup

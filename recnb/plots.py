@@ -88,10 +88,9 @@ def save(figure, folder, name):
     figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
     alts = [text_safety.one_line(axis.get_label()) for axis in figure.axes]
     if len(alts) > 1:
-        renderer = figure.canvas.get_renderer()
         inches = figure.dpi_scale_trans.inverted()
         for number, axis in enumerate(figure.axes, start=1):
-            box = axis.get_tightbbox(renderer).transformed(inches).padded(0.06)
+            box = axis.get_tightbbox().transformed(inches).padded(0.06)
             panel = path.with_name(f"{name}-{number}.png")
             figure.savefig(panel, dpi=160, bbox_inches=box, metadata={"Software": None})
     alt = " ".join(alts)
@@ -469,7 +468,7 @@ def wordings(each, names):
             )
         metric = own[own["task"] == task]["metric"].iloc[0]
         axis.set_xticks(range(len(systems)), systems)
-        axis.set(title=f"{name}: {metric}, %", ylim=(-4, 104))
+        axis.set(title=f"{name}: {metric}, %", xlabel="system", ylim=(-4, 104))
         for _, marker, color, label in kinds.values():
             axis.scatter([], [], s=16, color=color, marker=marker, label=label)
         axis.hlines([], 0, 0, color=BLACK, label="trained words")

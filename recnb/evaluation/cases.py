@@ -27,17 +27,18 @@ def _first(parts, users, known):
     return []
 
 
-STYLES = {
-    "unknown": "text-decoration:line-through",
-    "repeat": "background:#f8c9c9",
-    "target": "background:#c8e6c9",
-    "inside": "background:#fff3b0",
-    "": "",
+MARKS = {
+    "target": ("★ target", "#cfe5fa", "the title that the user took next"),
+    "inside": ("● in the category", "#e4e4e4", "of the category that the wish names"),
+    "repeat": ("↻ repeat or seen", "#ffdcc2", "stands in the list already, or the user has it"),
+    "unknown": ("✗ no such title", "#ffffff", "in no catalogue"),
 }
+"""What stands behind a marked title, the color behind it, and what it means. Sign and words say it;
+the color only helps to find it, and is pale under dark letters in a dark page, too."""
 
 
 def marks(request, answer, catalog):
-    """What each entry is: unknown, repeat (or seen), target, inside (the category), or ""."""
+    """What each entry is: a key of ``MARKS``, or ""."""
     members, before, found = catalog.members(request.control.category), set(), []
     for item in answer.items:
         if item is None:
@@ -72,6 +73,18 @@ def case_rows(number, request, answers, catalog, not_run=None):
     return pd.DataFrame(rows, columns=["case", "wish", "system", "place", "title", "mark"])
 
 
+def _marked(mark):
+    words, color, _ = MARKS[mark]
+    style = f"background:{color};color:#1c1c1c;border:1px solid #6b6b6b;padding:0 .3em"
+    return f"<span class='mark' style='{style}'>{words}</span>"
+
+
+def legend():
+    """What the marks of ``case_html`` mean, as HTML."""
+    lines = [f"<li>{_marked(mark)} {meaning}</li>" for mark, (_, _, meaning) in MARKS.items()]
+    return f"<ul>{''.join(lines)}</ul>"
+
+
 def case_html(request, answers, catalog, seed):
     """One request and each system's list as HTML; all text escaped.
 
@@ -82,11 +95,11 @@ def case_html(request, answers, catalog, seed):
     target = html(catalog.titles[request.target])
     parts = [
         f"<pre style='white-space:pre-wrap'>{prompt}</pre>",
-        f"<p>Target: <span class='target' style='{STYLES['target']}'>{target}</span></p>",
+        f"<p>{_marked('target')} {target}</p>",
     ]
     for system, answer in answers.items():
         lines = [
-            f"<li><span class='{mark}' style='{STYLES[mark]}'>{html(title)}</span></li>"
+            f"<li>{html(title)} {_marked(mark) if mark else ''}</li>"
             for title, mark in zip(answer.titles, marks(request, answer, catalog), strict=True)
         ]
         body = "".join(lines) or f"<li>{html(answer.text[:300])}</li>"

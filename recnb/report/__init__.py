@@ -1,7 +1,12 @@
-"""The report: one self-contained HTML file of a run, made from ``page.html``."""
+"""The report: one self-contained HTML file of a run, made from ``page.html``.
+
+It is for people who read with a phone, in the dark, with a screen reader or without telling colours
+apart: ``make a11y`` and tests/test_report_readers.py hold it to that.
+"""
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import jinja2
@@ -11,29 +16,42 @@ from markupsafe import Markup
 from recnb import RecnbError
 from recnb import profile as profiles
 from recnb.artifacts import atomic_path, read_manifest, same_knobs
+from recnb.evaluation.cases import legend
 from recnb.evaluation.findings import in_plain_words
 from recnb.evaluation.primary import sentences
 from recnb.evaluation.stored import write_other_tables
 from recnb.evaluation.tables import TITLES, title_of
 from recnb.fidelity import deviations
-from recnb.text_safety import visible
+from recnb.report import glossary
+from recnb.text_safety import html, visible
 
 PAGE = jinja2.Environment(
     autoescape=True, loader=jinja2.PackageLoader("recnb", "report")
-).get_template("page.html")
+).get_template(
+    "page.html",
+    globals={
+        "define": glossary.define,
+        "explain": glossary.explain,
+        "groups": glossary.groups,
+        "legend": Markup(legend()),
+    },
+)
 CAPTIONS = {
     "01_data/dataset": "The data: popularity, history length, categories.",
     "02_teacher/training": "The teacher's training.",
     "02_teacher/compare": (
-        "The teacher beside baselines on the test items (full ranking, seen items masked; "
-        "95 % intervals)."
+        "The teacher beside baselines on the test items (all items ranked but those that the user "
+        "has; 95 % intervals)."
     ),
     "04_sft/base": "Training of the base model.",
     "04_sft/loss": "The SL stage.",
     "05_ppo/training": "The RL stage.",
     "05_ppo/tokens": "Which token of an answer receives which reward.",
     "06_evaluation/exactness": "How exactly about 30 % is kept (95 % intervals).",
-    "06_evaluation/controls": "How well each system obeys (free decoding, 95 % intervals).",
+    "06_evaluation/controls": (
+        "How well each system obeys, writing freely (95 % intervals); hatched: the same system "
+        "when the wish is not said."
+    ),
     "06_evaluation/halves": (
         "Two wishes at once, each half: said alone it moves the list from the circle to the bar, "
         "beside the other wish to the diamond."
@@ -46,7 +64,10 @@ CAPTIONS = {
     "08_tallrec/few_shot": (
         "TALLRec's question (will the user like this title?) after a handful of examples."
     ),
-    "07_case_studies/dial": "The control dial: the share asked for against the share delivered.",
+    "07_case_studies/dial": (
+        "The control dial: the share of a category that is asked for against the share that the "
+        "lists hold. A system that obeys perfectly lies on the dotted line."
+    ),
 }
 
 
@@ -72,27 +93,27 @@ def write_report(run_folder):
             )
 
     def table(name):
-        found = _table((run_folder / "tables" / f"{name}.html").read_text(encoding="utf-8"))
-        return Markup("<h3>{}</h3><div class='scroll'>{}</div>").format(title_of(name), found)
+        found = (run_folder / "tables" / f"{name}.html").read_text(encoding="utf-8")
+        return Markup("<h3>{}</h3>{}").format(title_of(name), _table(found, title_of(name)))
 
     first = manifests["01_data"]
     numbers = pd.Series({name: f"{value:,.6g}" for name, value in first["numbers"].items()})
-    html = PAGE.render(
+    page = PAGE.render(
         name=run_folder.name,
         plain=in_plain_words(pd.read_csv(run_folder / "tables" / "metrics.csv")),
         summary=_summary(manifests),
         warnings=_warnings(manifests, stale),
         table=table,
         results=("table2", "table3", "table4", "table5", "table7"),
-        statistics=_frame(numbers.rename("value").to_frame()),
+        statistics=_frame(numbers.rename("value").rename_axis("number"), "The data in numbers"),
         model=manifests["04_sft"]["numbers"]["model"],
         wordings=wordings,
         primary=sentences(pd.read_csv(run_folder / "tables" / "primary.csv")),
         cases=Markup((run_folder / "07_case_studies" / "cases.html").read_text(encoding="utf-8")),
         ability_note=manifests["09_general_ability"]["numbers"]["note"],
         tallrec_note=manifests["08_tallrec"]["numbers"]["note"],
-        stages=_frame(_stage_table(manifests)),
-        deviations=_frame(_deviations(profile)),
+        stages=_frame(_stage_table(manifests), "The notebooks"),
+        deviations=_frame(_deviations(profile), "Settings that are not the paper's"),
         settings=settings,
         versions=json.dumps(
             first["versions"]
@@ -101,9 +122,10 @@ def write_report(run_folder):
             indent=1,
         ),
         figure=lambda name: _figure(run_folder, name),
+        first_picture=_figure(run_folder, "07_case_studies/dial", only=-1),
     )
     with atomic_path(run_folder / "report.html") as temporary:
-        temporary.write_text(visible(html), encoding="utf-8")
+        temporary.write_text(visible(page), encoding="utf-8")
     return run_folder / "report.html"
 
 
@@ -123,7 +145,7 @@ def _summary(manifests):
 def _warnings(manifests, stale):
     """``(stage, sentence)`` of all stages' warnings; manifests of older kits have none."""
     found = [(s, line) for s, m in manifests.items() for line in m.get("warnings", [])]
-    return found + [(s, "made with other knobs than the settings below") for s in stale]
+    return found + [(s, "made with other settings than those below") for s in stale]
 
 
 def _stage_table(manifests):
@@ -135,7 +157,7 @@ def _stage_table(manifests):
         }
         for s, m in manifests.items()
     }
-    return pd.DataFrame(rows).T
+    return pd.DataFrame(rows).T.rename_axis("notebook")
 
 
 def _deviations(profile):
@@ -143,24 +165,53 @@ def _deviations(profile):
     return pd.DataFrame(rows, columns=["knob", "here", "paper"]).set_index("knob")
 
 
-def _frame(frame):
-    return Markup(f'<div class="scroll">{frame.to_html(border=0)}</div>')
+def _frame(frame, title):
+    return _table(frame.reset_index().to_html(index=False, border=0), title)
 
 
-def _table(html):
-    head, *rows = html.split("<tr>")
-    marked = [('<tr class="paper">' if "(paper)" in row else "<tr>") + row for row in rows]
-    return Markup(head + "".join(marked))
+def _table(table, title):
+    """A table of pandas for every reader: heads say what they are heads of, wide ones scroll.
+
+    Args:
+        table: HTML, its cells text in which ``<``, ``>`` and ``&`` are escaped already.
+        title: what a screen reader says of the box that scrolls.
+    """
+    head, *rows = table.replace(' style="text-align: right;"', "").split("<tr>")
+    rows[0] = rows[0].replace("<th></th>", "<td></td>").replace("<th>", '<th scope="col">')
+    for place, row in enumerate(rows[1:], start=1):
+        row = re.sub("<td>(.*?)</td>", r'<th scope="row">\1</th>', row, count=1)
+        row = re.sub(r"<td>(?=[^<]{40})(?![-+\d(])", '<td class="words">', row)
+        row = re.sub(r" (\[[-+\d., ]+\])", r' <span class="range">\1</span>', row)
+        rows[place] = row
+    rows = [('<tr class="paper">' if "(paper)" in row else "<tr>") + row for row in rows]
+    box = f'<div class="scroll" role="region" aria-label="{html(title)}" tabindex="0">'
+    return Markup(f"{box}{head}{''.join(rows)}</div>")
 
 
-def _figure(run_folder, name):
+def _figure(run_folder, name, only=None):
+    """A figure's panels, each with its alt text, as pictures inside the page.
+
+    Runs of older kits have one picture and no alt text: their caption takes its place.
+
+    Args:
+        only: place of the one panel to show.
+    """
     stage, stem = name.split("/")
     path = run_folder / stage / "figures" / f"{stem}.png"
     if not path.is_file():
         return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    caption = CAPTIONS[name]
-    return Markup(
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
+    pictures, width = [(path, CAPTIONS[name])], ""
+    if path.with_suffix(".json").is_file():
+        alts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["panels"]
+        pictures, width = [(path, alts[0])], 'width="480" '
+        if len(alts) > 1:
+            pictures = [(path.with_name(f"{stem}-{n}.png"), a) for n, a in enumerate(alts, start=1)]
+    if only is not None:
+        pictures = [pictures[only]]
+    shown = [
+        f'<img alt="{html(alt)}" {width}'
+        f'src="data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}">'
+        for file, alt in pictures
+    ]
+    caption = f"<figcaption>{CAPTIONS[name]}</figcaption>"
+    return Markup(f'<figure><div class="panels">{"".join(shown)}</div>{caption}</figure>')
