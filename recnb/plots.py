@@ -109,7 +109,7 @@ def _legend_below(axis, columns):
     """A legend where it hides no data: below the label of the x axis."""
     inches = axis.get_position().height * axis.figure.get_figheight()
     style = {"ncols": columns, "columnspacing": 1, "handletextpad": 0.5}
-    axis.legend(loc="upper center", bbox_to_anchor=(0.4, -0.5 / inches), **style)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.4, -0.56 / inches), **style)
 
 
 def _course(name, values, digits=2):
@@ -375,8 +375,7 @@ def halves(frame, systems=("v2", "full")):
         systems: the systems shown, free decoding.
     """
     free = frame[(frame["decoding"] == "free") & frame["system"].isin(systems)]
-    count = free.groupby("system").size().max()
-    figure, axes = _panels(len(systems), 0.38 * count + 1.4)
+    figure, axes = _panels(len(systems), 0.38 * len(free) / len(systems) + 1.4)
     marks = {
         "unsaid": ("o", GRAY, "not said"),
         "alone": ("|", BLACK, "alone"),

@@ -17,7 +17,7 @@ from recnb import plots
 from recnb.artifacts import atomic_path
 from recnb.catalog import Catalog
 from recnb.controls import About
-from recnb.evaluation import wordings
+from recnb.evaluation import protocol, wordings
 from recnb.evaluation.cases import MARKS, case_html, legend
 from recnb.evaluation.tables import TITLES, write_frame
 from recnb.interactions import Histories
@@ -231,7 +231,7 @@ def test_a_table_keeps_its_cells():
     cells = [("a <b>", "0.5 (0.4) [-0.1, 0.9]"), ("v2 (paper)", "a note, " * 8), ("", "[deleted]")]
     frame = pd.DataFrame(cells, columns=["system", "value"])
     made = _table(frame.to_html(index=False, border=0), "x")
-    assert '<th scope="row">a &lt;b&gt;</th>' in made and made.count('class="words"') == 1
+    assert '<th scope="row">a &lt;b&gt;</th>' in made and made.count('class="note"') == 1
     assert made.count('<span class="range">') == 1 and "<td>[deleted]</td>" in made
     assert made.count('<tr class="paper">') == 1
     text = [part.strip() for part in re.sub("<[^>]*>", "\n", made).splitlines()]
@@ -286,6 +286,7 @@ def test_no_short_name_of_the_tables_lacks_an_explanation(page):
     numbers = pd.read_csv(tables / "metrics.csv")
     names = set(numbers["system"]) | set(numbers["task"]) | set(numbers["decoding"])
     names |= set(numbers["metric"].str.removesuffix(" without control"))
+    names |= {*protocol.SYSTEMS, *protocol.TASKS, *protocol.DECODINGS}
     for name in names:
         assert any(t.pattern.fullmatch(name.removesuffix(" by k")) for t in glossary.terms()), name
 

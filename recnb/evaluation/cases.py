@@ -75,7 +75,8 @@ def case_rows(number, request, answers, catalog, not_run=None):
 
 def _marked(mark):
     words, color, _ = MARKS[mark]
-    style = f"background:{color};color:#1c1c1c;border:1px solid #6b6b6b;padding:0 .3em"
+    style = f"background:{color};color:#1c1c1c;border:1px solid #6b6b6b"
+    style += ";padding:0 .3em;white-space:nowrap"
     return f"<span class='mark' style='{style}'>{words}</span>"
 
 

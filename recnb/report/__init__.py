@@ -180,7 +180,7 @@ def _table(table, title):
     rows[0] = rows[0].replace("<th></th>", "<td></td>").replace("<th>", '<th scope="col">')
     for place, row in enumerate(rows[1:], start=1):
         row = re.sub("<td>(.*?)</td>", r'<th scope="row">\1</th>', row, count=1)
-        row = re.sub(r"<td>(?=[^<]{40})(?![-+\d(])", '<td class="words">', row)
+        row = re.sub(r"<td>(?=[^<]{40})(?![-+\d(])", '<td class="note">', row)
         row = re.sub(r" (\[[-+\d., ]+\])", r' <span class="range">\1</span>', row)
         rows[place] = row
     rows = [('<tr class="paper">' if "(paper)" in row else "<tr>") + row for row in rows]

@@ -85,6 +85,6 @@ def groups():
 
 def definitions(chosen):
     """Terms and their meanings as a list of definitions."""
-    line = Markup("<dt><dfn>{}</dfn></dt><dd>{}</dd>")
+    line = Markup("<div><dt><dfn>{}</dfn></dt><dd>{}</dd></div>")
     pairs = [line.format(term.name, term.meaning) for term in chosen]
     return Markup("<dl>{}</dl>").format(Markup("").join(pairs))
