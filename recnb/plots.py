@@ -375,7 +375,7 @@ def halves(frame, systems=("v2", "full")):
         systems: the systems shown, free decoding.
     """
     free = frame[(frame["decoding"] == "free") & frame["system"].isin(systems)]
-    figure, axes = _panels(len(systems), 0.38 * len(free) / len(systems) + 1.4)
+    figure, axes = _panels(len(systems), 0.38 * len(free) / len(systems) + 2)
     marks = {
         "unsaid": ("o", GRAY, "not said"),
         "alone": ("|", BLACK, "alone"),
