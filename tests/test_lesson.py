@@ -1,0 +1,41 @@
+"""Code and pictures that lessons show: short enough, out of the module, with words for each."""
+
+import math
+
+import pytest
+
+from recnb.controls import AtMost
+from recnb.lesson import clipping, credit, source
+from recnb.ppo import ppo_math, trainer
+
+
+def test_code_is_shown_as_it_stands_without_its_docstring():
+    shown = source(ppo_math.gae)
+    assert shown.name == "recnb.ppo.ppo_math.gae" and '"""' not in shown.text
+    assert shown.text.startswith("def gae(") and "delta = rewards" in shown.text
+    space = {"torch": ppo_math.torch}
+    exec(shown.text, space)  # it is whole
+    rows = [ppo_math.torch.rand(2, 5) for _ in range(3)]
+    assert space["gae"](*rows, 0.9, 0.5)[0].equal(ppo_math.gae(*rows, 0.9, 0.5)[0])
+    assert source(AtMost.item_score).text.startswith("def item_score(self")
+    assert "```python\ndef gae" in shown._repr_markdown_() and repr(shown).startswith("# recnb")
+
+
+def test_what_is_too_long_for_a_lesson_is_refused():
+    with pytest.raises(ValueError, match=r"train_ppo has \d+ lines, more than 30"):
+        source(trainer.train_ppo)
+
+
+def test_credit_fades_by_gamma_lambda_a_token():
+    figure, found = credit([0.0] * 9 + [2.0], gamma=0.9, lambdas=(0.0, 0.5, 1.0))
+    for lam, advantages in found.items():
+        for place, advantage in enumerate(advantages):
+            assert math.isclose(advantage, 2 * (0.9 * lam) ** (9 - place), rel_tol=1e-5)
+    assert "A line for each lambda".lower() in figure.axes[0].get_label().lower()
+
+
+def test_past_the_clip_nothing_is_gained():
+    figure = clipping(0.2)
+    good, bad = (line.get_ydata() for line in figure.axes[0].lines[:2])
+    assert good.max() == pytest.approx(1.2) and good[-1] == good.max()
+    assert bad.max() == pytest.approx(-0.8) and bad[0] == bad.max() and bad[-1] == -1.5
