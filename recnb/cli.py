@@ -148,7 +148,8 @@ def run(
         return run_profile(resolved, runs_folder() / run_name, until, built)
     runs = planned(name, changed, run_name)
     for label, _, _, one in runs:
-        share(one, run_folder(label), until or profile.STAGES[-1])
+        if built is None:  # else the run shares, once it is known what its student built
+            share(one, run_folder(label), until or profile.STAGES[-1])
         run_profile(one, run_folder(label), until, built)
     if until or not resolved.seeds:
         return

@@ -10,7 +10,7 @@ import textwrap
 
 from recnb.check.arithmetic import causal_mask, clipped_loss, gae, holm, leave_one_out
 from recnb.check.compare import Result
-from recnb.check.in_place import EXERCISES, exercise, in_use
+from recnb.check.in_place import EXERCISES, find, in_use
 from recnb.check.lists import allowed, item_reward, label_filter, list_reward, ndcg
 
 __all__ = [
@@ -35,18 +35,18 @@ __all__ = [
 
 def stub(name):
     """Print the function to fill in: its signature, its equations and shapes."""
-    print(inspect.getsource(exercise(name).stub).rstrip())
+    print(inspect.getsource(find(name).stub).rstrip())
 
 
 def hint(name):
     """Print a hint, and how long it should take."""
-    found = exercise(name)
+    found = find(name)
     print(f"{'*' * found.stars} {found.minutes} minutes, first used in {found.stage}")
     print(textwrap.fill(found.hint, 88))
 
 
 def solution(name):
     """Print the kit's own code, as it stands in its modules."""
-    for part in exercise(name).kit:
+    for part in find(name).kit:
         print(f"# {part.__module__}")
         print(textwrap.dedent(inspect.getsource(part)))

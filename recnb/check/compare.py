@@ -23,6 +23,8 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from recnb.text_safety import visible
+
 CALL_SECONDS = 5.0
 """A call that has not come back by then is ended; a right function needs a thousandth of it."""
 CHECK_SECONDS = 30.0
@@ -153,8 +155,14 @@ def time_limit(seconds):
 def raised(error, function):
     """ "it raised IndexError: ..., in line 4: x = y[3]": the line is the student's own."""
     text = f"it raised {type(error).__name__}"
-    if words := _short(str(error)):
+    try:
+        words = visible(_short(str(error)))
+    except Exception:  # an exception class of the student's that cannot say what it is
+        words = ""
+    if words:
         text += f": {words}"
+    if isinstance(error, SyntaxError):  # it names its line itself; nothing of the file has run
+        return text
     inside = []
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is not None:
@@ -170,9 +178,15 @@ def raised(error, function):
 def _changed(before, after):
     """The sentence about an argument that the function changed, or nothing."""
     for name, value in before.items():
-        if not same(plain(value), plain(after[name])):
-            old, new = shown(plain(value)), shown(plain(after[name]))
-            return f"it changed its argument {name} from {old} to {new}: work on a copy"
+        old = plain(value)
+        try:
+            new = plain(after[name])
+        except Exception:  # it put in what is no number, or the list itself
+            return f"it changed its argument {name}, which was {shown(old)}: work on a copy"
+        if not same(old, new):
+            return (
+                f"it changed its argument {name} from {shown(old)} to {shown(new)}: work on a copy"
+            )
     return ""
 
 
@@ -250,10 +264,12 @@ def _written(value, digits):
         return f"{{{', '.join(entries)}}}"
     if isinstance(value, float):
         return f"{value:.{digits}g}"
+    if isinstance(value, int | Fraction) and abs(value) > 10**20:
+        return "a huge number"  # Python refuses to write out the largest
+    if isinstance(value, Fraction) and value.denominator > 10**20:
+        return f"{float(value):.{digits}g}"
     if isinstance(value, Fraction) or value == ANY:
         return str(value)
-    if isinstance(value, int) and abs(value) > 10**20:  # Python refuses to write out huge ones
-        return "a huge integer"
     return repr(value)
 
 

@@ -14,6 +14,7 @@ from recnb.check.compare import (
     same,
     shown,
 )
+from recnb.text_safety import visible
 
 
 def named(arguments):
@@ -94,13 +95,19 @@ def examine(exercise, function):
             trouble = difference(*wrong[0]) if wrong else ""
         if not trouble and seconds > CHECK_SECONDS:
             trouble = f"right so far, but after {seconds:.0f} s: far too slow for a run"
+        if found.stub:
+            message = (
+                f"{name}: not written yet. check.stub({name!r}) prints the contract, "
+                f"check.hint({name!r}) a hint"
+            )
+            return Result(name, False, message, len(cases), True)
         if trouble:
             message = (
                 f"{name}: not right yet. Case {number} of {len(cases)} is the first that differs, "
                 f"small ones come first:\n    {exercise.words(arguments)}: {trouble}"
             )
             if found.printed:
-                message += f"\n    it printed: {found.printed.strip()[:400]}"
+                message += f"\n    it printed: {visible(found.printed.strip()[:400])}"
             return Result(name, False, message + _no_limit(), len(cases), found.stub)
     return Result(name, True, f"{name}: right, {len(cases)} cases{_no_limit()}", len(cases))
 

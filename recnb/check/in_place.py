@@ -41,11 +41,13 @@ EXERCISES = {
     )
 }
 """All of them, in the order of the notebooks."""
+MODULE = "student_functions"
+"""The name under which a student's file runs."""
 IMPORT_SECONDS = 60.0
 """Time limit for importing a student's file."""
 
 
-def exercise(name):
+def find(name):
     """An exercise by its name.
 
     Raises:
@@ -78,7 +80,7 @@ def in_use(**functions):
 
 def refuse_wrong(name, function):
     """Raise the check's message, if the function is not right."""
-    result = examine(exercise(name), function)
+    result = examine(find(name), function)
     if not result.right:
         raise RecnbError(result.message)
 
@@ -110,8 +112,9 @@ def student_functions(path):
         source = path.read_bytes()
     except OSError as error:
         raise RecnbError(f"{path}: cannot be read ({error.strerror or error})") from error
-    stages, wrong = {}, []
-    for name, function in load(source, path).items():
+    stages, wrong, functions = {}, [], load(source, path)
+    for name in [name for name in EXERCISES if callable(functions.get(name))]:
+        function = functions[name]
         result = examine(EXERCISES[name], function)
         if result.stub:
             print(f"{name}: still the stub, the kit's own is used")
@@ -120,28 +123,44 @@ def student_functions(path):
             print(result.message)
             stages[name] = EXERCISES[name].stage
         else:
-            wrong.append(result.message)
+            wrong.append(f"{path}{_line(function)}: {result.message}")
     if wrong:
-        raise RecnbError("\n".join([f"{path}: the run was not started", *wrong]))
+        raise RecnbError("\n".join([*wrong, "The run was not started"]))
+    if not stages and any(callable(functions.get(name)) for name in EXERCISES):
+        raise RecnbError(f"{path}: every function in it is still a stub, the run was not started")
     if not stages:
         raise RecnbError(
             f"{path}: defines none of the functions that a run can use: {', '.join(EXERCISES)}"
+            f"{_others(functions)}"
         )
     digest = hashlib.sha256(source).hexdigest()
     return source, {"file": path.name, "sha256": digest, "functions": stages}
 
 
+def _line(function):
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f", line {code.co_firstlineno}" if code else ""
+
+
+def _others(names):
+    """What a file without any exercise's function defines instead, for a message."""
+    plain_functions = {n: f for n, f in names.items() if isinstance(f, types.FunctionType)}
+    own = [f"{n}{_line(f)}" for n, f in plain_functions.items() if f.__module__ == MODULE]
+    own = [name for name in own if name.split(",")[0] not in EXERCISES]
+    return f". It defines {'; '.join(own[:5])}" if own else ""
+
+
 def load(source, path):
-    """The exercises' functions that a Python file defines; the file is run as a program.
+    """What a Python file defines; the file is run as a program.
 
     Args:
         source: its bytes.
         path: its name, for messages.
 
     Returns:
-        Dict from names to functions, in the order of ``EXERCISES``.
+        Dict from the file's names to their values.
     """
-    module = types.ModuleType("student_functions")
+    module = types.ModuleType(MODULE)
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look their module up
 
@@ -152,7 +171,7 @@ def load(source, path):
     found = attempt(run, {}, lambda value, arguments: None, IMPORT_SECONDS)
     if found.trouble:
         raise RecnbError(f"{path}: {found.trouble}")
-    return {name: vars(module)[name] for name in EXERCISES if callable(vars(module).get(name))}
+    return vars(module)
 
 
 def for_stage(stage, folder):
@@ -177,7 +196,7 @@ def for_stage(stage, folder):
         )
     functions = load(path.read_bytes(), path)
     for name in names:
-        refuse_wrong(name, functions[name])
+        refuse_wrong(name, functions.get(name))
     with contextlib.ExitStack() as stack:
         for name in names:
             _put(name, functions[name], stack)
@@ -210,13 +229,21 @@ def _ask(name, function, *arguments):
         raise RecnbError(f"the student's {name}: {raised(error, function)}") from error
 
 
-def _numbers(name, value, shape):
-    """What the student's function returned, float64 of the shape that it must have."""
+def _numbers(name, value, shape, counts=True):
+    """What the student's function returned, float64 of the shape that it must have.
+
+    Args:
+        counts: bools of that shape, False where anything may stand, which becomes 0.
+    """
     try:
-        value = value.detach().cpu() if isinstance(value, torch.Tensor) else plain(value)
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu().double()
+        elif not isinstance(value, np.ndarray):  # a run's arrays may be larger than a check's
+            value = plain(value)
         found = np.asarray(value, dtype=float)
     except (Unfit, TypeError, ValueError) as error:
         raise RecnbError(f"the student's {name} gave no numbers: {error}") from error
+    found = np.where(counts, found, 0.0) if found.shape == shape else found
     if found.shape != shape or not np.isfinite(found).all():
         raise RecnbError(
             f"the student's {name} gave numbers of shape {list(found.shape)} or no finite ones, "
@@ -299,20 +326,11 @@ def _gae(student, own):
     def gae(rewards, values, mask, gamma, lam):
         given = rewards.detach().cpu(), values.detach().cpu(), mask.detach().cpu()
         found = _ask("gae", student, *given, gamma, lam)
-        advantages = _tensor("gae", found, rewards).masked_fill(mask == 0, 0)
+        found = _numbers("gae", found, tuple(rewards.shape), given[2].numpy() != 0)
+        advantages = torch.tensor(found).to(rewards)
         return advantages, (advantages + values) * mask
 
     return gae
-
-
-def _tensor(name, value, like):
-    if not isinstance(value, torch.Tensor):
-        value = torch.tensor(_numbers(name, value, tuple(like.shape)))
-    if value.shape != like.shape:
-        raise RecnbError(
-            f"the student's {name} gave {list(value.shape)}, {list(like.shape)} was expected"
-        )
-    return value.detach().to(like)
 
 
 def _clipped_loss(student, own):

@@ -84,7 +84,7 @@ def _answers():
     """Items, ranks and k of small answers: 1 is the target, 9 stands in the history."""
     answers = []
     for n in (1, 2):
-        for k, items in product((1, 2), product((1, 2, 3, 9, None), repeat=n)):
+        for k, items in product((1, 2, 4), product((1, 2, 3, 9, None), repeat=n)):
             answers.append((list(items), k))
     for n in (3, 4):
         for pattern in product((0, 1), repeat=n):
