@@ -1,12 +1,15 @@
 """Code and pictures that lessons show: short enough, out of the module, with words for each."""
 
+import json
 import math
+import re
 
 import pytest
 
 from recnb.controls import AtMost
 from recnb.lesson import clipping, credit, source
 from recnb.ppo import ppo_math, trainer
+from recnb.profile import STAGES, root
 
 
 def test_code_is_shown_as_it_stands_without_its_docstring():
@@ -39,3 +42,26 @@ def test_past_the_clip_nothing_is_gained():
     good, bad = (line.get_ydata() for line in figure.axes[0].lines[:2])
     assert good.max() == pytest.approx(1.2) and good[-1] == good.max()
     assert bad.max() == pytest.approx(-0.8) and bad[0] == bad.max() and bad[-1] == -1.5
+
+
+MINUTES = {
+    "seconds": 0.2,
+    "half a minute": 0.5,
+    "two": 2,
+    "three": 3,
+    "seven": 7,
+    "eight": 8,
+    "half an hour": 30,
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_minutes_a_lesson_states_are_those_of_the_reference_run(stage):
+    path = root() / "notebooks" / f"{stage}.ipynb"
+    head = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+    found = re.search(
+        r"running takes (?:.* on `smoke`, )?(.+?)(?: minutes)?(?: on `laptop`)? \|", head
+    )
+    manifest = root() / "papermill_runs" / "reference" / "laptop" / stage / "manifest.json"
+    took = json.loads(manifest.read_text())["wall_seconds"] / 60
+    assert took / 2 < MINUTES[found[1]] < 2 * took or took + MINUTES[found[1]] < 0.5
