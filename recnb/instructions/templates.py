@@ -168,9 +168,9 @@ def draw_aside(control, catalog, rng):
     """What stands beside a wish and changes nothing (``instructions.asides``); None if nothing can.
 
     Half of the asides are a remark about a category that the wish does not name, half a wish in the
-    words of any control, about a thing that is no category. Without the first it is enough to see
-    which categories a prompt holds, without the second which verbs: two wishes at once are then not
-    told apart (benchmarks/LOG.md).
+    words of any control, about a thing that is no category. The first are meant to make a model
+    look which category a wish is about, the second which words are about a category at all;
+    benchmarks/LOG.md says how little a mini model made of it.
 
     Args:
         control: the wish.
