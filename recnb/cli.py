@@ -155,8 +155,7 @@ def run(
         return
     for variant in ["", *resolved.variants]:
         labels = [label for label, _, own, _ in runs if own == variant]
-        whole = f"{run_name}-{variant}" if variant else run_name
-        _summarise(labels, runs_folder() / f"{whole}-seeds.csv")
+        _summarise(labels)
 
 
 @app.command()
@@ -311,44 +310,27 @@ def compare(
 def summarise(
     runs: Annotated[list[str], typer.Argument(help="names of runs that differ in their seed")],
 ):
-    """Mean and standard deviation of every number over several runs, into seeds.csv.
+    """Mean and standard deviation of every number over runs of several seeds.
 
-    The primary comparisons' effects over the same runs go into seeds-primary.csv.
+    Paired effects too: seeds.csv, seeds-primary.csv and seeds-differences.csv lie in the first
+    run's tables, and its report quotes the means.
     """
-    _summarise(runs, runs_folder() / "seeds.csv")
+    _summarise(runs)
 
 
-def _summarise(runs, target):
+def _summarise(runs):
     import pandas as pd
 
-    from recnb.evaluation.statistics import effects_over_seeds, over_seeds
+    from recnb.evaluation.seeds import write_summary
+    from recnb.report import write_report
 
-    paths = [existing_run(run) / "tables" / "metrics.csv" for run in runs]
-    for path in paths:
-        if not path.is_file():
-            raise RecnbError(
-                f"{path} does not exist: run it first (recnb run PROFILE --run NAME --set seed=1)"
-            )
-    table = over_seeds([pd.read_csv(path) for path in paths])
-    with atomic_path(target) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6f")
-    shown = table[~table["metric"].str.endswith("without control")]
-    print(visible(shown.to_markdown(index=False, floatfmt=".4f")))
-    print(visible(target))
-    paths = [path.with_name("primary.csv") for path in paths]
-    older = [path for path in paths if not path.is_file()]
-    if older:
-        print(
-            f"no paired effects over the seeds: {older[0]} does not exist; recnb evaluate "
-            f"{older[0].parent.parent.name} makes it"
-        )
-        return
-    effects = effects_over_seeds([pd.read_csv(path) for path in paths])
-    target = target.with_name(f"{target.stem}-primary.csv")
-    with atomic_path(target) as temporary:
-        effects.to_csv(temporary, index=False, float_format="%.6f")
-    print(visible(effects.to_markdown(index=False, floatfmt=".4f")))
-    print(visible(target))
+    paths = write_summary(runs)
+    for path in paths[:2]:
+        shown = pd.read_csv(path)
+        shown = shown[~shown["metric"].str.endswith("without control")]
+        print(visible(shown.to_markdown(index=False, floatfmt=".4f")))
+    print(visible("\n".join(map(str, paths))))
+    print(write_report(existing_run(runs[0])))
 
 
 def main():

@@ -1,15 +1,12 @@
 """The comparisons that count: as documented, their numbers by hand, several seeds."""
 
-import shutil
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from recnb import cli
 from recnb.evaluation import primary as family
 from recnb.evaluation.metrics import bootstrap_interval
-from recnb.evaluation.statistics import effects_over_seeds, holm
+from recnb.evaluation.statistics import holm
 from recnb.evaluation.stored import open_run
 from recnb.profile import root
 
@@ -103,49 +100,3 @@ def test_the_reference_runs_family_is_that_of_its_stored_answers():
     answered = {path.stem for path in answers.glob("*.parquet")}
     for name, _, a, b, *_ in family.PRIMARY:
         assert (table.loc[name, "n"] > 0) == ({a, b} <= answered)
-
-
-@pytest.mark.parametrize(
-    "effects, p, real",
-    [
-        ([0.03, 0.02, 0.04], [0.01, 0.02, 0.04], True),
-        ([0.03, 0.02, 0.04], [0.01, 0.02, 0.06], False),  # one run does not show it
-        ([0.05, 0.05, -0.01], [0.01, 0.01, 0.01], False),  # one run shows the opposite
-        ([0.09, 0.001, 0.001], [0.01, 0.01, 0.01], False),  # the runs differ by more than it
-        ([0.03], [0.001], False),  # one seed says nothing of seeds
-        ([0.03, np.nan], [0.001, np.nan], False),
-    ],
-)
-def test_effects_over_seeds(effects, p, real):
-    one = {"name": "P2", "a": "full-free", "b": "v2-free", "task": "t", "metric": "Strict"}
-    one |= {"expected": "+"}
-    frames = []
-    for effect, corrected in zip(effects, p, strict=True):
-        frames.append(pd.DataFrame([one | {"difference": effect, "p corrected": corrected}]))
-    row = effects_over_seeds(frames).iloc[0]
-    known = [effect for effect in effects if effect == effect]
-    assert row["real"] == real and row["runs"] == len(known)
-    assert row["mean"] == pytest.approx(np.mean(known))
-    assert len(known) == 1 or row["sd"] == pytest.approx(np.std(known, ddof=1))
-
-
-def test_summarise_shows_effects_over_seeds(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("RECNB_RUNS", str(tmp_path))
-    tables = pd.read_csv(REFERENCE / "tables" / "primary.csv")
-    for seed in (0, 1):
-        folder = tmp_path / f"run-seed{seed}"
-        (folder / "tables").mkdir(parents=True)
-        (folder / "profile.yaml").touch()
-        shutil.copy(REFERENCE / "tables" / "metrics.csv", folder / "tables")
-        moved = tables.assign(difference=tables["difference"] + 0.002 * seed)
-        moved.to_csv(folder / "tables" / "primary.csv", index=False)
-    cli._summarise(["run-seed0", "run-seed1"], tmp_path / "run-seeds.csv")
-    found = pd.read_csv(tmp_path / "run-seeds-primary.csv").set_index("name")
-    assert found["runs"].tolist() == [2] * 10 + [0] and found.loc["P2", "real"]
-    assert not found.loc["P4", "real"] and not found.loc["P11", "real"]
-    assert "run-seeds-primary.csv" in capsys.readouterr().out
-    (tmp_path / "run-seed1" / "tables" / "primary.csv").unlink()
-    cli._summarise(["run-seed0", "run-seed1"], tmp_path / "older.csv")
-    said = capsys.readouterr().out
-    assert "no paired effects over the seeds" in said and "recnb evaluate run-seed1" in said
-    assert not (tmp_path / "older-primary.csv").exists()

@@ -106,16 +106,8 @@ def test_seeds_are_runs_of_their_own(tmp_path):
     done = recnb(tmp_path, "run", "smoke", "--until", "01_data", "--set", "seeds=[0, 3]")
     assert done.returncode == 0, done.stdout + done.stderr
     found = []
-    row = {"table": "table2", "system": "v2", "decoding": "free", "task": "I0", "metric": "HR@10"}
-    for seed, value in ((0, 0.1), (3, 0.3)):
+    for seed in (0, 3):
         folder = tmp_path / f"smoke-seed{seed}"
         found.append(json.loads((folder / "01_data" / "manifest.json").read_text()))
-        (folder / "tables").mkdir()
-        table = pd.DataFrame([row | {"value": value}])
-        table.to_csv(folder / "tables" / "metrics.csv", index=False)
     assert [m["knobs"]["seed"] for m in found] == [0, 3]
     assert found[0]["outputs"] != found[1]["outputs"]
-    summed = recnb(tmp_path, "summarise", "smoke-seed0", "smoke-seed3")
-    assert summed.returncode == 0, summed.stderr
-    row = pd.read_csv(tmp_path / "seeds.csv").iloc[0]
-    assert row["mean"] == 0.2 and round(row["sd"], 6) == 0.141421 and row["runs"] == 2

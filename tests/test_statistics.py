@@ -179,13 +179,6 @@ def test_texts_of_someone_else(answers, world, smoke):
             score(broken)
 
 
-def test_over_seeds():
-    one = {"table": "table2", "system": "full", "decoding": "free", "task": "I0", "metric": "HR@10"}
-    frames = [pd.DataFrame([one | {"value": v}]) for v in (0.1, 0.2, 0.3)]
-    row = statistics.over_seeds(frames).iloc[0]
-    assert (row["mean"], row["sd"], row["runs"]) == (pytest.approx(0.2), pytest.approx(0.1), 3)
-
-
 def test_written_csv_has_the_promised_columns(answers, world, smoke, tmp_path):
     metrics, _ = evaluate_stored(answers[0], world[1], world[0], smoke.data, smoke.evaluation, 0)
     write_tables(metrics, tmp_path)

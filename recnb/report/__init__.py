@@ -16,6 +16,7 @@ from markupsafe import Markup
 from recnb import RecnbError
 from recnb import profile as profiles
 from recnb.artifacts import atomic_path, read_manifest, same_knobs
+from recnb.evaluation import seeds
 from recnb.evaluation.cases import legend
 from recnb.evaluation.findings import in_plain_words
 from recnb.evaluation.primary import sentences
@@ -96,11 +97,15 @@ def write_report(run_folder):
         found = (run_folder / "tables" / f"{name}.html").read_text(encoding="utf-8")
         return Markup("<h3>{}</h3>{}").format(title_of(name), _table(found, title_of(name)))
 
+    metrics = pd.read_csv(run_folder / "tables" / "metrics.csv")
+    over = seeds.read_summary(run_folder)
     first = manifests["01_data"]
     numbers = pd.Series({name: f"{value:,.6g}" for name, value in first["numbers"].items()})
     page = PAGE.render(
         name=run_folder.name,
-        plain=in_plain_words(pd.read_csv(run_folder / "tables" / "metrics.csv")),
+        plain=in_plain_words(over[1] if over else metrics),
+        seeds=over and over[0],
+        over_seeds=over and _frame(seeds.readable(over[2]).set_index(""), "Over the seeds"),
         summary=_summary(manifests),
         warnings=_warnings(manifests, stale),
         table=table,
