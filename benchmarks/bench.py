@@ -211,7 +211,7 @@ def train(world, steps=8, batch=64):
     """Seconds of SL steps on the same samples, ours against SFTTrainer; both losses in float32."""
     model, codec = world.models[True]
     samples = world.samples[: steps * batch]
-    encoded = encode(samples, codec, 512)
+    encoded, _ = encode(samples, codec, 512)
     tokens = sum(map(len, encoded["input_ids"]))
     text = [
         {
@@ -284,7 +284,7 @@ def both_formats(steps=4, batch=64):
     disable_progress_bar()
     world = World()
     model, codec = world.models[True]
-    encoded = encode(world.samples[: steps * batch], codec, 512)
+    encoded, _ = encode(world.samples[: steps * batch], codec, 512)
     tokens = sum(map(len, encoded["input_ids"]))
     plain = {"max_length": None, "gradient_checkpointing": False, "optim": "adamw_torch_fused"}
     run = partial(sl_steps, model, codec, steps, batch, CompletionTrainer, encoded, {}, **plain)

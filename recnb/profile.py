@@ -213,7 +213,7 @@ class Sft(Section):
     epochs: float = Field(1.0, gt=0)
     """Passes over the instruction set (paper: about 30)."""
     max_tokens: int = Field(1024, ge=32)
-    """Samples longer than this are an error (paper: 1024)."""
+    """Longer samples are left out and counted; more than 5 % of a task: an error (paper: 1024)."""
     repeat_weight: float = Field(0.0, ge=0)
     """Weight of the term against titles already shown or listed (0 = the paper's plain loss)."""
     earlier_repeat_weight: float | None = Field(None, ge=0)

@@ -13,33 +13,27 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from recnb import RecnbError
 from recnb.artifacts import FINISHED, atomic_path, write_json
 from recnb.engine.losses import next_token_loss, title_mask
 from recnb.engine.optimizer import MuonAndAdamW
 from recnb.engine.packed import next_logits
+from recnb.instructions.checks import fitting
 from recnb.lm.loading import adapted
 
 
 def encode(frame, codec, max_tokens):
     """Tokenised samples: columns input_ids and completion_mask (1 on the answer and its end token).
 
+    Returns:
+        ``(Dataset, left_out)``, see ``recnb.instructions.checks.fitting``.
+
     Raises:
-        RecnbError: a sample longer than ``max_tokens``, with its row.
+        RecnbError: too many samples are longer than ``max_tokens``.
     """
-    rows, masks = [], []
-    pairs = zip(frame["prompt"], frame["completion"], strict=True)
-    for row, (prompt, completion) in enumerate(pairs):
-        question, answer = codec.prompt(prompt), codec.answer(completion)
-        length = len(question) + len(answer)
-        if length > max_tokens:
-            raise RecnbError(
-                f"instruction {row} has {length} tokens, more than sft.max_tokens ({max_tokens}): "
-                "raise it, or lower data.history_length or instructions.candidates"
-            )
-        rows.append(question + answer)
-        masks.append([0] * len(question) + [1] * len(answer))
-    return Dataset.from_dict({"input_ids": rows, "completion_mask": masks})
+    pairs, left_out = fitting(frame, codec, max_tokens)
+    ids = [question + answer for question, answer in pairs]
+    masks = [[0] * len(question) + [1] * len(answer) for question, answer in pairs]
+    return Dataset.from_dict({"input_ids": ids, "completion_mask": masks}), left_out
 
 
 class AveragedGradients:
@@ -134,16 +128,16 @@ def train_sft(
         key: name of these settings (a fingerprint); checkpoints of other settings are not used.
 
     Returns:
-        ``(model, rows)``: the tuned model; the longest question and answer in tokens, then the
-        logged rows.
+        ``(model, rows)``: the tuned model; the longest question and answer in tokens, and how many
+        samples were left out as too long, then the logged rows.
     """
     folder = Path(folder)
     if finished(folder, key):
         return adapted(model, folder / "adapter"), json.loads((folder / "log.json").read_text())
     checkpoints = checkpoint_folder(folder, key)
     torch.manual_seed(seed)
-    data = encode(train, codec, knobs.max_tokens)
-    held = encode(validation, codec, knobs.max_tokens)
+    data, left_out = encode(train, codec, knobs.max_tokens)
+    held, held_left_out = encode(validation, codec, knobs.max_tokens)
     steps = max(1, int(np.ceil(len(data) / knobs.batch_size) * knobs.epochs))
     rank = knobs.rank
     peft = lora(rank, knobs.alpha, knobs.train_embeddings) if rank else None
@@ -202,6 +196,8 @@ def train_sft(
         "longest question, tokens": int(questions.max()),
         "longest answer, tokens": int(answers.max()),
     }
+    if left_out or held_left_out:
+        longest["left out, too long"] = {"training": left_out, "validation": held_left_out}
     rows = [longest, *trainer.state.log_history]
     write_json(folder / "log.json", rows)
     write_json(folder / FINISHED, {"key": key})

@@ -669,7 +669,7 @@ def test_completion_loss_equals_the_full_loss(language_model, tmp_path):
     # a copy: trl patches the model it is given
     model, codec = copy.deepcopy(language_model[0]), language_model[1]
     texts = {"prompt": ["Hello", "What is 2 plus 3?"], "completion": ["1. x\n2. y", "5"]}
-    data = encode(pd.DataFrame(texts), codec, 200)
+    data, _ = encode(pd.DataFrame(texts), codec, 200)
     arguments = SFTConfig(
         output_dir=str(tmp_path),
         use_cpu=True,

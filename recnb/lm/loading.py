@@ -57,7 +57,11 @@ def load_base(folder, dtype="float32"):
     Raises:
         RecnbError: nothing there, or not a causal language model.
     """
-    model = _load_model(folder, getattr(torch, dtype))
+    return _load_model(folder, getattr(torch, dtype)), load_codec(folder)
+
+
+def load_codec(folder):
+    """Codec of a model's tokenizer, from a folder or Hub id; its weights are not looked at."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds on a damaged folder
@@ -65,7 +69,18 @@ def load_base(folder, dtype="float32"):
             f"model {folder}: its tokenizer cannot be loaded ({_reason(error)}): copy the model "
             "anew, with its tokenizer"
         ) from error
-    return model, Codec(tokenizer)
+    return Codec(tokenizer)
+
+
+def known_codec(name):
+    """Codec of a model that is there before the run; None for mini, which notebook 04 makes.
+
+    Args:
+        name: ``model.name`` of a profile.
+    """
+    if name == "mini":
+        return None
+    return load_codec(str(smollm2_folder()) if name == "smollm2" else name)
 
 
 def _load_model(folder, dtype):
