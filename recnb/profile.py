@@ -166,6 +166,9 @@ class Model(Section):
     """mini: byte-pair tokens, before whole titles are added."""
     whole_titles: bool = True
     """mini: every title of the catalogue is one token. False = titles are spelled in sub-words."""
+    item_tokens: bool = False
+    """Other models: every title becomes one token, whose vectors start from its words and the
+    teacher's and are trained beside LoRA (recnb/lm/item_tokens.py). False = sub-words."""
 
     @model_validator(mode="after")
     def heads_divide_width(self):
@@ -177,18 +180,23 @@ class Model(Section):
 
 
 class Base(Section):
+    rank: int = Field(0, ge=0)
+    """Other models than mini read the histories, too, before the SL stage: LoRA rank of this
+    training, which the knobs below then rule. 0 = the model is taken as it is."""
+    alpha: int = Field(16, ge=1)
+    """Its LoRA alpha."""
     steps: int = Field(2000, ge=0)
-    """mini: next-token training steps of the base."""
+    """Next-token training steps of the base."""
     batch_size: int = Field(32, ge=1)
-    """mini: texts in a step."""
+    """Texts in a step."""
     learning_rate: float = Field(0.002, gt=0)
-    """mini: peak of AdamW's one-cycle schedule."""
+    """Peak of AdamW's schedule."""
     weight_decay: float = Field(0.05, ge=0)
     """mini: AdamW's weight decay."""
     history_window: int = Field(50, ge=2)
-    """mini: titles of a history in one text."""
+    """Titles of a history in one text."""
     repeat_weight: float = Field(0.0, ge=0)
-    """mini: weight of the term against titles that stand earlier in the text (0 = off)."""
+    """Weight of the term against titles that stand earlier in the text (0 = off)."""
     teacher_embeddings: bool = False
     """mini: title vectors start as the teacher's item vectors; where the model is wider, titles and
     category names also get a code of the categories (needs whole_titles, width >= teacher's)."""
@@ -199,6 +207,9 @@ class Sft(Section):
     """LoRA rank on all linear layers (paper: 16). 0 = every weight is trained."""
     alpha: int = Field(8, ge=1)
     """LoRA alpha (paper: 8)."""
+    layers_from: int = Field(0, ge=0)
+    """LoRA on the layers from this one on; those below need no gradient and cost a third (with item
+    tokens: their rows at the input stay, those at the output train). 0 = all (paper)."""
     train_embeddings: bool = False
     """Also train token embeddings and output head (saved with the adapter)."""
     learning_rate: float = Field(0.001, gt=0)
@@ -429,6 +440,22 @@ class GeneralAbility(Section):
     """Questions the harness answers together."""
 
 
+class Compute(Section):
+    """How much is worked on at once; results do not depend on it, but for the order of sums."""
+
+    checkpointing: bool = False
+    """SL and RL keep no activations inside a layer, but compute them again for the gradient."""
+    micro_tokens: int = Field(0, ge=0)
+    """Tokens in one pass of SL and RL training; a batch is cut into as many passes as that takes,
+    and a longer sample has one of its own. 0 = SL: sft.accumulation passes; RL: one."""
+    cache_gib: float = Field(0.0, ge=0)
+    """Memory for the keys and values of RL's answers while they are sampled; those that do not fit
+    are sampled after one another. 0 = all together."""
+    checkpoint_minutes: float = Field(0.0, ge=0)
+    """Minutes between checkpoints of SL and RL, beside sft.checkpoints and ppo.checkpoints; 0 =
+    those alone."""
+
+
 class Profile(Section):
     name: str
     """Name of the profile; also the default name of the run."""
@@ -452,6 +479,7 @@ class Profile(Section):
     cases: Cases = Cases()
     tallrec: Tallrec = Tallrec()
     general_ability: GeneralAbility = GeneralAbility()
+    compute: Compute = Compute()
 
     @model_validator(mode="after")
     def fits_together(self):
@@ -485,10 +513,30 @@ class Profile(Section):
                 f"base.teacher_embeddings: teacher.width ({self.teacher.width}) is larger than "
                 f"model.width ({self.model.width})"
             )
-        repeats = base.repeat_weight > 0 or sft.repeat_weight > 0
-        if (repeats or base.teacher_embeddings) and not (mini and self.model.whole_titles):
+        one_token = self.model.whole_titles if mini else self.model.item_tokens
+        if (base.repeat_weight > 0 or sft.repeat_weight > 0) and not one_token:
             raise ValueError(
-                "repeat_weight and teacher_embeddings need model.name: mini with whole_titles: true"
+                "repeat_weight needs titles that are one token: model.name: mini with "
+                "whole_titles: true, or another model with item_tokens: true"
+            )
+        if base.teacher_embeddings and not (mini and one_token):
+            raise ValueError(
+                "base.teacher_embeddings needs model.name: mini with whole_titles: true"
+            )
+        if mini and (self.model.item_tokens or base.rank):
+            raise ValueError(
+                "model.item_tokens and base.rank are for other models: mini has "
+                "model.whole_titles, and every weight of its base is trained"
+            )
+        if self.model.item_tokens and (sft.rank == 0 or sft.train_embeddings):
+            raise ValueError(
+                "model.item_tokens: the titles' rows are trained beside LoRA: set sft.rank above "
+                "0 and sft.train_embeddings to false"
+            )
+        if sft.layers_from and (sft.rank == 0 or sft.train_embeddings):
+            raise ValueError(
+                "sft.layers_from is for LoRA alone: set sft.rank above 0 and "
+                "sft.train_embeddings to false"
             )
         return self
 
@@ -610,7 +658,7 @@ def read_yaml(text):
 
 def _near(key, owner, sections_above):
     """What an unknown key may have meant, with its section: elsewhere, or one spelled alike."""
-    sections = {name for names in SECTIONS.values() for name in names}
+    sections = {name for names in SECTIONS.values() for name in names} | {"compute"}
     knobs = [
         f"{section}.{knob}"
         for section in sorted(sections)

@@ -2,12 +2,12 @@
 
 import contextlib
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
@@ -16,9 +16,11 @@ from trl import SFTConfig, SFTTrainer
 from recnb.artifacts import FINISHED, atomic_path, write_json
 from recnb.engine.losses import next_token_loss, title_mask
 from recnb.engine.optimizer import MuonAndAdamW
-from recnb.engine.packed import next_logits
+from recnb.engine.packed import next_logits_held
+from recnb.engine.shared import EveryMinutes, SharedBatch, processes, refuse_uneven, share
 from recnb.instructions.checks import fitting
 from recnb.lm.loading import adapted
+from recnb.profile import Compute
 
 
 def encode(frame, codec, max_tokens):
@@ -36,29 +38,7 @@ def encode(frame, codec, max_tokens):
     return Dataset.from_dict({"input_ids": ids, "completion_mask": masks}), left_out
 
 
-class AveragedGradients:
-    """For trainers whose loss runs on the bare model, past the wrapper that averages gradients.
-
-    Every process takes its share of the batch; a process uses one GPU, however many it sees.
-    """
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """One backward pass; an accumulation ends with the mean gradient over all processes."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
-            for parameter in self.model.parameters():
-                if parameter.grad is not None:
-                    total = self.accelerator.reduce(parameter.grad, reduction="sum")
-                    parameter.grad = total / self.accelerator.num_processes
-        return loss
-
-
-def processes():
-    """How many processes train together (torchrun, accelerate launch)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-class CompletionTrainer(AveragedGradients, SFTTrainer):
+class CompletionTrainer(SharedBatch, SFTTrainer):
     """SFTTrainer that scores only the places with loss, with the optional term against repeats.
 
     trl pads, and on a CPU scores every position of prompt and answer. Packed samples and
@@ -67,23 +47,77 @@ class CompletionTrainer(AveragedGradients, SFTTrainer):
     Args:
         is_title: bool [V], the title tokens; None without whole titles.
         repeat_weight: weight of the term against repeats.
+        accumulation: passes for a process's share of a batch, where micro_tokens says nothing.
+        compute: the ``compute`` section of a profile.
     """
 
-    def __init__(self, *args, is_title=None, repeat_weight=0.0, **kwargs):
+    def __init__(
+        self, *args, is_title=None, repeat_weight=0.0, accumulation=1, compute=None, **kwargs
+    ):
         super().__init__(*args, **kwargs)
-        self.is_title, self.repeat_weight = is_title, repeat_weight
-        # The loss is the mean over this batch's answer tokens, pieces weighted alike.
-        self.model_accepts_loss_kwargs = False
+        self.is_title, self.repeat_weight, self.accumulation = is_title, repeat_weight, accumulation
+        self.compute = compute or Compute()
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """The gradient of one batch, a pass for each piece; returns the batch's loss."""
+        model.train()
+        inputs, processes = self._prepare_inputs(inputs), self.accelerator.num_processes
+        rank = self.accelerator.process_index
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        pieces = share(lengths, self.compute.micro_tokens, self.accumulation, rank, processes)
+        total = torch.zeros((), device=inputs["input_ids"].device)
+        if processes == 1 and len(pieces) == 1:
+            total += self._learn(model, inputs, None)
+        else:
+            counts = self._counts(inputs)
+            for rows in pieces:
+                piece = {name: x[rows] for name, x in inputs.items() if torch.is_tensor(x)}
+                total += self._learn(model, piece, counts)
+        self.add_gradients()
+        return self.everyones(total)
+
+    def _learn(self, model, inputs, counts):
+        """Add the gradient of some samples; returns their part of the loss."""
+        with self._passed(model, inputs, counts) as (loss, _):
+            self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _counts(self, inputs):
+        """Tokens that carry loss in a batch, and titles among them."""
+        labels = inputs["labels"][:, 1:]
+        due = labels[labels != -100]
+        return len(due), 0 if self.is_title is None else int(self.is_title[due].sum())
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The mean loss of a batch, as in validation."""
+        pieces = [slice(None)]
+        if self.compute.micro_tokens:
+            lengths = inputs["attention_mask"].sum(1).tolist()
+            pieces = share(lengths, self.compute.micro_tokens)
+        counts = self._counts(inputs) if len(pieces) > 1 else None
+        total = 0.0
+        for rows in pieces:
+            piece = {name: x[rows] for name, x in inputs.items() if torch.is_tensor(x)}
+            with self._passed(model, piece, counts) as (loss, logits):
+                total = total + loss
+        return (total, {"logits": logits}) if return_outputs else total
+
+    @contextlib.contextmanager
+    def _passed(self, model, inputs, counts):
+        """Loss and logits of some samples; checkpointed layers need it open until backward is done.
+
+        Args:
+            counts: of the batch that they are a piece of, or None, see ``next_token_loss``.
+        """
         labels, real = inputs["labels"], inputs["attention_mask"].bool()
         keep = torch.zeros_like(real)
         keep[:, :-1] = labels[:, 1:].ne(-100)
-        logits = next_logits(self.accelerator.unwrap_model(model), inputs["input_ids"], real, keep)
         places = keep.nonzero() + torch.tensor([0, 1], device=keep.device)
         is_title = self.is_title if model.training else None
-        loss = next_token_loss(logits, inputs["input_ids"], places, is_title, self.repeat_weight)
-        return (loss, {"logits": logits}) if return_outputs else loss
+        bare = self.accelerator.unwrap_model(model)
+        with next_logits_held(bare, inputs["input_ids"], real, keep) as logits:
+            given = logits, inputs["input_ids"], places, is_title, self.repeat_weight, counts
+            yield next_token_loss(*given), logits
 
 
 class History(TrainerCallback):
@@ -109,6 +143,7 @@ def train_sft(
     autocast=True,
     card="",
     key="run",
+    compute=None,
 ):
     """Fine-tune and save a PEFT adapter (with rank 0: the whole model) with its model card.
 
@@ -126,15 +161,18 @@ def train_sft(
         autocast: matrix products in bfloat16.
         card: text of the adapter's model card (``model_card``).
         key: name of these settings (a fingerprint); checkpoints of other settings are not used.
+        compute: the ``compute`` section of a profile. Several processes (torchrun) share the
+            folder: the first one writes.
 
     Returns:
         ``(model, rows)``: the tuned model; the longest question and answer in tokens, and how many
         samples were left out as too long, then the logged rows.
     """
-    folder = Path(folder)
+    folder, compute = Path(folder), compute or Compute()
     if finished(folder, key):
         return adapted(model, folder / "adapter"), json.loads((folder / "log.json").read_text())
-    checkpoints = checkpoint_folder(folder, key)
+    cuts = [("sft.accumulation", knobs.accumulation), ("the number of processes", processes())]
+    refuse_uneven("sft.batch_size", knobs.batch_size, *cuts)
     torch.manual_seed(seed)
     data, left_out = encode(train, codec, knobs.max_tokens)
     held, held_left_out = encode(validation, codec, knobs.max_tokens)
@@ -142,9 +180,9 @@ def train_sft(
     rank = knobs.rank
     peft = lora(rank, knobs.alpha, knobs.train_embeddings) if rank else None
     arguments = SFTConfig(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=knobs.batch_size // knobs.accumulation // processes(),
-        gradient_accumulation_steps=knobs.accumulation,
+        output_dir=str(folder / "checkpoints" / key),
+        per_device_train_batch_size=knobs.batch_size,  # the trainer cuts and shares it out
+        gradient_accumulation_steps=1,
         per_device_eval_batch_size=64,
         max_steps=steps,
         learning_rate=knobs.learning_rate,
@@ -171,25 +209,27 @@ def train_sft(
     )
     # Several GPUs: one process each (torchrun), never one process for all.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    checkpoints = checkpoint_folder(folder, key)
     optimizer = None  # the AdamW of the arguments
     if knobs.muon_learning_rate:
         optimizer = MuonAndAdamW(model, knobs.muon_learning_rate, knobs.learning_rate)
+    if compute.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer = CompletionTrainer(
         model=get_peft_model(model, peft) if peft else model,
         args=arguments,
         train_dataset=data,
         eval_dataset=held,
         processing_class=codec.tokenizer,
-        callbacks=[History(show)],
+        callbacks=[History(show), EveryMinutes(compute.checkpoint_minutes)],
         is_title=title_mask(titles, model.config.vocab_size, model.device),
         repeat_weight=knobs.repeat_weight,
+        accumulation=knobs.accumulation,
+        compute=compute,
         optimizers=(optimizer, None),
     )
     trainer.remove_callback(_printer())
     trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
-    with atomic_path(folder / "adapter") as temporary:
-        trainer.model.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
     answers = np.array([sum(mask) for mask in data["completion_mask"]])
     questions = np.array([len(ids) for ids in data["input_ids"]]) - answers
     longest = {
@@ -199,9 +239,15 @@ def train_sft(
     if left_out or held_left_out:
         longest["left out, too long"] = {"training": left_out, "validation": held_left_out}
     rows = [longest, *trainer.state.log_history]
-    write_json(folder / "log.json", rows)
-    write_json(folder / FINISHED, {"key": key})
-    shutil.rmtree(checkpoints)  # last: a start that is killed before has one to go on from
+    if trainer.is_world_process_zero():
+        with atomic_path(folder / "adapter") as temporary:
+            trainer.model.save_pretrained(temporary)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+        write_json(folder / "log.json", rows)
+        write_json(folder / FINISHED, {"key": key})
+    end(checkpoints)
+    if compute.checkpointing:
+        model.gradient_checkpointing_disable()
     # Without the trainer's autocast: the same model as one that is read back.
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval(), rows
 
@@ -235,13 +281,28 @@ def lora(rank, alpha, embeddings=False):
 
 
 def checkpoint_folder(folder, key):
-    """``folder/checkpoints/<key>``, made if need be; folders of other keys are deleted."""
+    """``folder/checkpoints/<key>``, made if need be; folders of other keys are deleted.
+
+    Processes that train together share it: the first one makes and deletes, the others wait.
+    """
     kept = Path(folder) / "checkpoints" / key
-    for other in kept.parent.glob("*"):
-        if other != kept and other.is_dir():
-            shutil.rmtree(other)
-    kept.mkdir(parents=True, exist_ok=True)
+    with PartialState().main_process_first():
+        if PartialState().is_main_process:
+            for other in kept.parent.glob("*"):
+                if other != kept and other.is_dir():
+                    shutil.rmtree(other)
+            kept.mkdir(parents=True, exist_ok=True)
     return kept
+
+
+def end(checkpoints):
+    """Delete them once every process is done with them.
+
+    This comes last: a start that is killed before has one to go on from.
+    """
+    PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        shutil.rmtree(checkpoints)
 
 
 def latest_checkpoint(folder):

@@ -91,6 +91,15 @@ class RaggedCache:
         return grown
 
 
+def token_bytes(model):
+    """Bytes that a cache of this model takes for one token of one row."""
+    config, number = model.config, model.dtype.itemsize
+    if torch.is_autocast_enabled(model.device.type):
+        number = torch.get_autocast_dtype(model.device.type).itemsize
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * number
+
+
 def feed(model, cache, rows, keep, part=slice(None)):
     """One pass over new tokens.
 

@@ -11,7 +11,8 @@ import os
 import numpy as np
 import torch
 
-from recnb.engine.cache import RaggedCache, feed
+from recnb.engine.cache import RaggedCache, feed, token_bytes
+from recnb.engine.packed import neighbours
 from recnb.engine.prepacked import answering
 
 SHARED = 16
@@ -48,7 +49,16 @@ class Draft:
 
 @answering
 def decode(
-    model, codec, prompts, max_new, temperature=0.0, generator=None, states=None, drafts=None
+    model,
+    codec,
+    prompts,
+    max_new,
+    temperature=0.0,
+    generator=None,
+    states=None,
+    drafts=None,
+    numbers=None,
+    cache_bytes=0,
 ):
     """Continue token prompts until the end token.
 
@@ -62,10 +72,31 @@ def decode(
         states: for each row an automaton state (``CatalogAutomaton.start``) or None, free decoding;
             None = all free.
         drafts: for each row a ``Draft`` or None, to speed free decoding up; None = none.
+        numbers: float [B, max_new] from 0 to 1, which of each row's tokens is sampled at each
+            place, whatever rows are decoded beside it; None = the generator's next ones.
+        cache_bytes: most memory for keys and values; rows that do not fit are decoded one group
+            after another, at least one row at a time. 0 = all together.
 
     Returns:
         Lists of new token ids, the end token included where it came.
     """
+    longest = max(map(len, prompts)) + max_new + RaggedCache.block
+    group, answers = len(prompts), []
+    if cache_bytes:
+        group = max(1, cache_bytes // (longest * token_bytes(model)))
+    for start in range(0, len(prompts), group):
+        part = slice(start, start + group)
+        guides = states and states[part], drafts and drafts[part]
+        drawn = None if numbers is None else numbers[part]
+        sampling = temperature, generator, drawn
+        answers += _decode_together(model, codec, prompts[part], max_new, *sampling, *guides)
+    return answers
+
+
+def _decode_together(
+    model, codec, prompts, max_new, temperature, generator, numbers, states, drafts
+):
+    """``decode`` of rows whose cache fits."""
     cache, logits = _read(model, prompts)  # [R, V], what may follow each row's prompt
     answers = [[] for _ in prompts]
     running = list(range(len(prompts)))  # the rows not yet done; the lists below keep their order
@@ -74,7 +105,9 @@ def decode(
     sure = [1] * len(prompts)  # how many of them are certain: the others are guesses
     while True:
         leading = states and [states[row] for row in running]
-        chosen = _choose(logits, starts, fed, sure, temperature, generator, codec.eos, leading)
+        drawn = None if numbers is None else _due(numbers, running, answers)
+        sampling = temperature, generator, drawn
+        chosen = _choose(logits, starts, fed, sure, *sampling, codec.eos, leading)
         _forget_wrong_guesses(cache, slots, fed, sure, chosen)
         left = []
         for place, row in enumerate(running):
@@ -114,7 +147,16 @@ def _feed_running(model, cache, slots, fed, sure):
     return logits, [begin[slot] for slot in slots]
 
 
-def _choose(logits, starts, fed, sure, temperature, generator, eos, states):
+def _due(numbers, running, answers):
+    """For each running row, the numbers of the tokens that are not chosen yet: lists of floats.
+
+    The last one stands in for those of tokens that will be cut off.
+    """
+    last = numbers.shape[1] - 1
+    return [numbers[row, min(len(answers[row]), last) :].tolist() for row in running]
+
+
+def _choose(logits, starts, fed, sure, temperature, generator, drawn, eos, states):
     """The tokens each row goes on with: as many as its guesses were right, and one more.
 
     Args:
@@ -122,6 +164,7 @@ def _choose(logits, starts, fed, sure, temperature, generator, eos, states):
         starts: where each row's logits begin.
         fed: tokens fed, a list a row.
         sure: how many of them are certain.
+        drawn: for each row the numbers that sample its tokens to come, or None: the generator's.
         states: automaton states, or None.
     """
     chosen = [[] for _ in fed]
@@ -131,7 +174,10 @@ def _choose(logits, starts, fed, sure, temperature, generator, eos, states):
         if states and any(states[i] for i in rows):
             scores = _masked(scores, [states[i] for i in rows])
         if temperature:
-            tokens = _sample(torch.softmax(scores / temperature, -1), generator)
+            falls = None
+            if drawn:
+                falls = [drawn[i][min(len(chosen[i]), len(drawn[i]) - 1)] for i in rows]
+            tokens = _sample(torch.softmax(scores / temperature, -1), generator, falls)
         else:
             tokens = scores.argmax(-1)
         still = []
@@ -144,7 +190,7 @@ def _choose(logits, starts, fed, sure, temperature, generator, eos, states):
     return chosen
 
 
-def _sample(probabilities, generator):
+def _sample(probabilities, generator, falls=None):
     """One token [R] from each row's distribution [R, V].
 
     It is the one where a uniform number falls among the sums of probabilities. torch.multinomial
@@ -152,8 +198,11 @@ def _sample(probabilities, generator):
     """
     sums = probabilities.cumsum(-1)  # [R, V]
     total = sums[:, -1:].contiguous()  # [R, 1]
-    falls = torch.rand(total.shape, generator=generator, device=total.device) * total
-    drawn = torch.searchsorted(sums, falls, right=True)
+    if falls is None:
+        falls = torch.rand(total.shape, generator=generator, device=total.device)
+    else:
+        falls = torch.tensor(falls, device=total.device)[:, None]
+    drawn = torch.searchsorted(sums, falls * total, right=True)
     # A number rounded up to the whole sum would fall behind the last token with any probability.
     last = torch.searchsorted(sums, total)
     return torch.minimum(drawn, last)[:, 0]
@@ -261,12 +310,11 @@ def _read(model, prompts):
     cache.reserve(len(distinct), max(map(len, distinct)))
     rests = [prompt[shared:] for prompt in distinct]
     most = TOGETHER if model.device.type == "cpu" else 64 * TOGETHER
-    parts, read = [], 0
-    for group in _groups(rests, most):
-        part = slice(read, read + len(group))
-        logits, _ = feed(model, cache, group, [1] * len(group), part)
+    parts = []
+    for group in neighbours([len(rest) for rest in rests], most):
+        part = slice(group[0], group[-1] + 1)
+        logits, _ = feed(model, cache, rests[part], [1] * len(group), part)
         parts.append(logits)
-        read += len(group)
     logits = torch.cat(parts)  # [distinct, V]
     if len(distinct) == len(prompts):
         return cache, logits
@@ -274,15 +322,3 @@ def _read(model, prompts):
     copies = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=model.device)
     cache.select(copies)
     return cache, logits[copies]
-
-
-def _groups(rows, most):
-    """Neighbouring token rows together, up to ``most`` tokens; a longer row stands alone."""
-    groups, room = [], 0
-    for row in rows:
-        if not groups or len(row) > room:
-            groups.append([])
-            room = most
-        groups[-1].append(row)
-        room -= len(row)
-    return groups

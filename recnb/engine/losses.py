@@ -55,34 +55,42 @@ class _NextToken(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits, targets, due, rows, tokens, weight):
+    def forward(ctx, logits, targets, due, rows, tokens, weight, counts):
         p, total = _softmax(logits)
         each = torch.arange(len(targets), device=logits.device)
         mass = p.new_zeros(len(p)).index_add(0, rows, p[rows, tokens])  # [R], m at each place
-        share = weight * due / due.sum().clamp(min=1)
+        answers, titles = counts or (len(targets), due.sum())
+        share = weight * due / torch.as_tensor(titles).clamp(min=1)
         push = share * (mass < ALMOST_ONE) / (1 - mass.clamp(max=ALMOST_ONE))
         ctx.save_for_backward(p, targets, rows, tokens, push, mass)
-        loss = (total[:, 0] - logits[each, targets]).mean()
+        ctx.answers = answers
+        missed = total[:, 0] - logits[each, targets]
+        loss = missed.sum() / answers if counts else missed.mean()
         return loss - (share * torch.log1p(-mass.clamp(max=ALMOST_ONE))).sum()
 
     @staticmethod
     def backward(ctx, gradient):
         p, targets, rows, tokens, push, mass = ctx.saved_tensors
-        each, mean = torch.arange(len(targets), device=p.device), 1 / len(targets)
+        each, mean = torch.arange(len(targets), device=p.device), 1 / ctx.answers
         slope = p * (mean - push * mass)[:, None]
         slope[rows, tokens] += p[rows, tokens] * push[rows]
         slope[each, targets] -= mean
-        return slope.mul_(gradient), None, None, None, None, None
+        return slope.mul_(gradient), None, None, None, None, None, None
 
 
-def next_token_loss(logits, ids, places, is_title=None, repeat_weight=0.0):
+def next_token_loss(logits, ids, places, is_title=None, repeat_weight=0.0, counts=None):
     """Cross-entropy plus the weighted term against repeats.
+
+    With ``counts``, the losses of a batch's pieces add up to the loss of the batch, however uneven
+    the pieces are.
 
     Args:
         logits: float [R, V] of the tokens at ``places``.
         ids: int [S, L].
         places: int [R, 2], sample and position of each token that carries loss.
         is_title: bool [V], or None for no term.
+        counts: of the batch that these samples are a piece of: tokens that carry loss, and titles
+            among them; None = they are all of it.
     """
     targets = ids[places[:, 0], places[:, 1]]
     due = torch.zeros(len(targets), device=logits.device)
@@ -92,7 +100,7 @@ def next_token_loss(logits, ids, places, is_title=None, repeat_weight=0.0):
         due[here] = 1.0
         rows, tokens = earlier_titles(ids, places[here], is_title)
         rows = here[rows]
-    return _NextToken.apply(logits, targets, due, rows, tokens, repeat_weight)
+    return _NextToken.apply(logits, targets, due, rows, tokens, repeat_weight, counts)
 
 
 class _ChosenAndEntropy(torch.autograd.Function):

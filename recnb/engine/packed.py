@@ -28,6 +28,26 @@ def side_by_side(rows, pad, device):
     return ids, real
 
 
+def neighbours(costs, most):
+    """Rows cut into groups of neighbours that cost at most so much; a dearer row stands alone.
+
+    Args:
+        costs: a number for each row.
+        most: of a group; 0 = all rows are one group.
+
+    Returns:
+        Lists of row numbers, in order.
+    """
+    groups, room = [], 0
+    for row, cost in enumerate(costs):
+        if not groups or (most and cost > room):
+            groups.append([])
+            room = most
+        groups[-1].append(row)
+        room -= cost
+    return groups
+
+
 def side_places(group):
     """Where items stand if those of a group lie side by side, in rows as long as the largest group.
 
@@ -137,7 +157,17 @@ def packed_attention(model):
 
 
 def next_logits(model, ids, real, keep):
+    """``next_logits_held`` for models that keep all activations for the backward pass."""
+    with next_logits_held(model, ids, real, keep) as logits:
+        return logits
+
+
+@contextmanager
+def next_logits_held(model, ids, real, keep):
     """Logits of the token after each kept place, nothing else going through the LM head.
+
+    Checkpointed layers run again in the backward pass, which must happen within it: outside, the
+    model has its own attention and its own last layer again.
 
     Args:
         model: a causal language model of transformers, or a PEFT model around one.
@@ -145,11 +175,11 @@ def next_logits(model, ids, real, keep):
         real: bool [S, L], False on padding.
         keep: bool [S, L], a part of ``real``.
 
-    Returns:
+    Yields:
         float32 [R, V], in the order of ``keep.nonzero()``.
     """
     with packed_attention(model), ending_at(model, keep[real].nonzero()[:, 0]):
-        return model(**pack(ids, real), use_cache=False).logits[0].float()
+        yield model(**pack(ids, real), use_cache=False).logits[0].float()
 
 
 @contextmanager

@@ -9,12 +9,13 @@ which is the SL model: with adapters off it is the reference of Equation 6.
 import json
 import math
 import shutil
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -24,21 +25,15 @@ from recnb.artifacts import FINISHED, write_json
 from recnb.engine.decoding import decode
 from recnb.engine.losses import chosen_and_entropy
 from recnb.engine.packed import ending_at, pack_answers, packed_attention
+from recnb.engine.shared import EveryMinutes, SharedBatch, processes, refuse_uneven, share
 from recnb.lm.loading import adapted
 from recnb.lm.parsing import parse
 from recnb.lm.recommender import drafting, request_prompt
 from recnb.ppo import ppo_math
 from recnb.ppo.rewards import batch_scores
 from recnb.ppo.trend import Ledger
-from recnb.sft import (
-    AveragedGradients,
-    History,
-    _printer,
-    checkpoint_folder,
-    finished,
-    latest_checkpoint,
-    lora,
-)
+from recnb.profile import Compute
+from recnb.sft import History, _printer, checkpoint_folder, end, finished, latest_checkpoint, lora
 
 LEDGER = "rewards.jsonl"
 
@@ -72,6 +67,37 @@ def both_trainable(model):
 
 
 @contextmanager
+def using(model, adapter):
+    """Within it, the model is the actor, the critic, or the reference (None)."""
+    if adapter is None:
+        with model.disable_adapter():
+            yield
+        return
+    model.set_adapter(adapter)
+    both_trainable(model)
+    try:
+        yield
+    finally:
+        model.set_adapter("actor")
+        both_trainable(model)
+
+
+@contextmanager
+def rolling_out(model, autocast):
+    """Within it, the base model answers as the actor does in training, as fast as may be.
+
+    Float32 weights take the actor in, and answer in float32 on a CPU, where that is faster than the
+    training's autocast. Weights of 16 bits would round the actor's small updates away: there the
+    adapter stays beside them.
+    """
+    exact, device = model.dtype == torch.float32, model.device.type
+    fast = exact and device == "cpu"
+    with merged(model, "actor") if exact else nullcontext():
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast and not fast):
+            yield
+
+
+@contextmanager
 def merged(model, adapter):
     """An adapter as part of the weights, as fast as none; afterwards they are back, bit for bit."""
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
@@ -92,7 +118,7 @@ def score_answers(requests, responses, teacher, catalog, knobs):
     return batch_scores(requests, responses, teacher, catalog, knobs.fidelity, knobs.hidden_seen)
 
 
-class RecPPOTrainer(AveragedGradients, GRPOTrainer):
+class RecPPOTrainer(SharedBatch, GRPOTrainer):
     """PPO with item-level and list-level rewards.
 
     Args:
@@ -102,6 +128,7 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         codec, teacher, catalog: to write prompts, rank and score.
         knobs: the ``ppo`` section of a profile.
         max_new: most tokens of an answer.
+        compute: the ``compute`` section of a profile.
     """
 
     def __init__(
@@ -117,6 +144,7 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         max_new,
         seed,
         callbacks,
+        compute,
     ):
         super().__init__(
             model=model,
@@ -127,11 +155,12 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
             callbacks=callbacks,
         )
         self.requests, self.codec, self.teacher, self.catalog = requests, codec, teacher, catalog
-        self.knobs, self.max_new = knobs, max_new
+        self.knobs, self.max_new, self.compute = knobs, max_new, compute
         self.draft = drafting(codec, catalog)
-        self.seed = seed + self.accelerator.process_index
-        self.generator = torch.Generator(device=model.device)
+        self.seed, self.generator = seed, torch.Generator(device=model.device)
         self.ledger = None
+        if self.accelerator.num_processes > 1:
+            set_seed(args.seed)  # each process cuts the answers into the same minibatches
 
     def create_optimizer(self, model=None):
         """AdamW with one learning rate for the actor and one for the critic."""
@@ -151,32 +180,21 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
         both_trainable(self.model)
 
     def _generate_and_score_completions(self, inputs):
-        """Answers with all the loss needs: tokens, masks, old log-probs, values, advantages."""
+        """Answers with all the loss needs: tokens, masks, old log-probs, values, advantages.
+
+        Each process answers its share of the prompts; from then on all have all answers, and
+        share the passes over them alone.
+        """
         knobs = self.knobs
         requests = [self.requests[row["index"]] for row in inputs]
         prompts = [self.codec.prompt(row["prompt"]) for row in inputs]
         model = self.accelerator.unwrap_model(self.model)
         with torch.no_grad():
-            both_trainable(model).set_adapter("actor")
-            model.eval()
-            drafts = [self.draft(r.k) for r in requests] if self.draft else None
-            # Each step has a seed of its own: a resumed training draws what it would have drawn.
-            draw = np.random.default_rng([self.seed, 119, self.state.global_step])
-            self.generator.manual_seed(int(draw.integers(2**62)))
-            sampling = self.max_new, knobs.temperature, self.generator
-            # The trainer's autocast sits around the outer model; prepacked float32 is faster.
-            plain = model.get_base_model()
-            with merged(model, "actor"):
-                answers = decode(plain, self.codec, prompts, *sampling, drafts=drafts)
+            answers = self._answers(model, requests, prompts)
             model.train()
             batch = pad_batch(prompts, answers, self.codec.pad, model.device)
             batch["prompt"] = torch.tensor([row["index"] for row in inputs], device=model.device)
-            # The loss's own precision: the first ratio is exactly 1.
-            with self.compute_loss_context_manager():
-                log_probs, entropy = self._log_probs(model, batch, "actor")
-                values = self._values(model, batch)
-                with model.disable_adapter():
-                    reference, _ = self._log_probs(model, batch, None)
+            log_probs, entropy, values, reference = self._scored(model, batch)
         both_trainable(model)
         responses = [parse(self.codec.decode(a), self.catalog, len(a)) for a in answers]
         score_all = self.reward_funcs[0]
@@ -195,7 +213,7 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
             rewards[row] = ppo_math.place_rewards(mask.shape[1], places, each, whole[row], last)
         kl = ppo_math.kl_penalty(log_probs, reference) * mask
         full = rewards - knobs.kl_weight * kl
-        full = ppo_math.whiten(full, mask, shift_mean=False, add=self._add)
+        full = ppo_math.whiten(full, mask, shift_mean=False)
         if knobs.critic_start == "mean" and self.state.global_step == 0:
             values = self._start_critic(model, full, mask)
         known = values * mask
@@ -207,77 +225,177 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
             "old_log_probs": log_probs,
             "old_values": values,
             "returns": returns,
-            "advantages": ppo_math.whiten(advantages, mask, add=self._add),
+            "advantages": ppo_math.whiten(advantages, mask),
         }
 
     def _start_critic(self, model, rewards, mask):
         """Let a critic that has learned nothing say the mean return of this batch everywhere."""
         knobs, nothing = self.knobs, torch.zeros_like(rewards)
         _, returns = ppo_math.gae(rewards, nothing, mask, knobs.gamma, knobs.gae_lambda)
-        mean = self._add((returns * mask).sum()) / self._add(mask.sum())
+        mean = (returns * mask).sum() / mask.sum()
         for name, parameter in model.named_parameters():
             if name.endswith("v_head.modules_to_save.critic.bias"):
                 parameter.data.fill_(mean)
         return mean.expand_as(rewards)
 
-    def _log_probs(self, model, batch, adapter):
-        """Log-probs [B, T] and entropies [R] of the answers' tokens at the sampling temperature."""
-        if adapter:
-            model.set_adapter(adapter)
-            both_trainable(model)
-        packed, before = _packed(batch)
-        with packed_attention(model), ending_at(model, before):
-            logits = model(**packed, use_cache=False).logits[0].float() / self.knobs.temperature
-        chosen = batch["completion_ids"][batch["completion_mask"].bool()]
-        log_probs, entropy = chosen_and_entropy(logits, chosen)
-        return _in_places(log_probs, batch["completion_mask"]), entropy
+    def _answers(self, model, requests, prompts):
+        """One sampled answer a prompt, token ids; each process samples its share of the prompts."""
+        knobs, processes = self.knobs, self.accelerator.num_processes
+        each = len(prompts) // processes
+        own = slice(
+            each * self.accelerator.process_index, each * (self.accelerator.process_index + 1)
+        )
+        drafts = [self.draft(r.k) for r in requests[own]] if self.draft else None
+        # Each step has a seed of its own: a resumed training draws what it would have drawn.
+        draw = np.random.default_rng([self.seed, 119, self.state.global_step])
+        self.generator.manual_seed(int(draw.integers(2**62)))
+        cache_bytes = int(self.compute.cache_gib * 2**30)
+        numbers = None
+        if processes > 1 or cache_bytes:
+            # Drawn for all rows, so that an answer does not depend on what is sampled beside it.
+            size = len(prompts), self.max_new
+            numbers = torch.rand(size, generator=self.generator, device=model.device)[own]
+        both_trainable(model).set_adapter("actor")
+        model.eval()
+        with rolling_out(model, self.args.bf16):
+            answers = decode(
+                model.get_base_model(),
+                self.codec,
+                prompts[own],
+                self.max_new,
+                knobs.temperature,
+                self.generator,
+                drafts=drafts,
+                numbers=numbers,
+                cache_bytes=cache_bytes,
+            )
+        return gather_object(answers) if processes > 1 else answers
 
+    def _pieces(self, batch):
+        """This process's rows of a batch, for one pass each; answers to a prompt stay together."""
+        if self.accelerator.num_processes == 1 and not self.compute.micro_tokens:
+            return [slice(None)]
+        length, answer = (
+            batch["attention"].sum(1).tolist(),
+            batch["completion_mask"].sum(1).tolist(),
+        )
+        of_prompt, costs = {}, []
+        for row, prompt in enumerate(batch["prompt"].tolist()):
+            of_prompt.setdefault(prompt, []).append(row)
+        groups = list(of_prompt.values())
+        for rows in groups:
+            costs.append(length[rows[0]] - answer[rows[0]] + sum(answer[row] for row in rows))
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        pieces = share(costs, self.compute.micro_tokens, 1, rank, processes)
+        return [[row for group in piece for row in groups[group]] for piece in pieces]
+
+    def _scored(self, model, batch):
+        """Log-probs and values of all answers' tokens [B, T] before the update.
+
+        Returns:
+            ``(log_probs, entropy, values, reference)``; the entropy is the mean over all tokens.
+        """
+        mask = batch["completion_mask"]
+        old = {
+            name: torch.zeros(mask.shape, device=mask.device) for name in ("actor", "critic", None)
+        }
+        spread = torch.zeros((), device=mask.device)
+        # The loss's own precision: the first ratio is exactly 1.
+        with self.compute_loss_context_manager():
+            for rows in self._pieces(batch):
+                piece = {name: x[rows] for name, x in batch.items()}
+                with self._policy(model, piece, "actor") as (log_probs, entropy):
+                    old["actor"][rows] = log_probs
+                    spread += entropy.sum()
+                with self._values(model, piece) as values:
+                    old["critic"][rows] = values
+                with self._policy(model, piece, None) as (log_probs, _):
+                    old[None][rows] = log_probs
+        log_probs, values, reference = (self.everyones(old[name]) for name in old)
+        return log_probs, self.everyones(spread) / mask.sum(), values, reference
+
+    @contextmanager
+    def _policy(self, model, batch, adapter):
+        """Log-probs [B, T] and entropies [R] of the answers' tokens at the sampling temperature.
+
+        Checkpointed layers run again in the backward pass, which must happen within it.
+        """
+        packed, before = _packed(batch)
+        with using(model, adapter), packed_attention(model), ending_at(model, before):
+            logits = model(**packed, use_cache=False).logits[0].float() / self.knobs.temperature
+            chosen = batch["completion_ids"][batch["completion_mask"].bool()]
+            log_probs, entropy = chosen_and_entropy(logits, chosen)
+            yield _in_places(log_probs, batch["completion_mask"]), entropy
+
+    @contextmanager
     def _values(self, model, batch):
-        """Critic's value [B, T] of the state before each token of the answer."""
-        model.set_adapter("critic")
-        both_trainable(model)
+        """Critic's value [B, T] of the state before each token of the answer; see ``_policy``."""
         inner, (packed, before) = model.get_base_model(), _packed(batch)
         # The critic runs on a part of the model; the wrapper with autocast sits around the whole.
         device = batch["ids"].device.type
         autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=self.args.bf16)
-        with autocast, packed_attention(inner), ending_at(inner, before):
-            states = inner.model(**packed, use_cache=False).last_hidden_state[0]
-        values = inner.v_head(states.float())[:, 0]
-        model.set_adapter("actor")
-        both_trainable(model)
-        return _in_places(values, batch["completion_mask"])
+        with using(model, "critic"), packed_attention(inner), ending_at(inner, before):
+            with autocast:
+                states = inner.model(**packed, use_cache=False).last_hidden_state[0]
+            values = inner.v_head(states.float())[:, 0]
+            yield _in_places(values, batch["completion_mask"])
 
-    def _add(self, total):
-        """Sum of a tensor over all processes."""
-        return self.accelerator.reduce(total, reduction="sum")
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """The gradient of one minibatch; returns its loss.
 
-    def _compute_loss(self, model, inputs):
-        knobs, mask = self.knobs, inputs["completion_mask"].float()
-        inner = self.accelerator.unwrap_model(model)
-        log_probs, entropy = self._log_probs(inner, inputs, "actor")
-        values = self._values(inner, inputs)
-        count = self._add(mask.sum()) / self.accelerator.num_processes
-        old, advantages = inputs["old_log_probs"], inputs["advantages"]
-        policy, clipped = ppo_math.policy_loss(log_probs, old, advantages, mask, knobs.clip, count)
-        old_values, returns = inputs["old_values"], inputs["returns"]
-        updates = knobs.value_clip_after * knobs.epochs * knobs.minibatches
-        near = knobs.clip if self.state.global_step >= updates else math.inf
-        value = ppo_math.value_loss(values, old_values, returns, mask, near, count)
-        spread = entropy.sum() / count
+        Actor and critic share no trained weight, so each has a pass and a backward pass of its own
+        and only one of their graphs is held at a time.
+        """
+        began = time.perf_counter()
+        model.train()
+        inputs, inner = self._prepare_inputs(inputs), self.accelerator.unwrap_model(model)
+        count = inputs["completion_mask"].float().sum()
+        totals = torch.zeros(4, device=count.device)
+        for rows in self._pieces(inputs):
+            totals += self._learn(inner, {name: x[rows] for name, x in inputs.items()}, count)
+        self.add_gradients()
+        loss, policy, value, clipped = self.everyones(totals)
         notes = self._metrics["train"]
         notes["policy_loss"].append(policy.item())
         notes["value_loss"].append(value.item())
         notes["clipped"].append(clipped.item())
-        return policy + knobs.value_weight * value - knobs.entropy_weight * spread
+        notes["step_time"].append(time.perf_counter() - began)
+        self._step += 1
+        return loss
+
+    def _learn(self, model, batch, count):
+        """Add the gradient of some answers.
+
+        Args:
+            count: answer tokens of the minibatch that they are a piece of.
+
+        Returns:
+            [4], their part of the loss, the policy's loss, the critic's, the share of clipped
+            tokens.
+        """
+        knobs, mask = self.knobs, batch["completion_mask"].float()
+        old, advantages = batch["old_log_probs"], batch["advantages"]
+        with self._policy(model, batch, "actor") as (log_probs, entropy):
+            given = log_probs, old, advantages, mask, knobs.clip, count
+            policy, clipped = ppo_math.policy_loss(*given)
+            spread = entropy.sum() / count
+            self.accelerator.backward(policy - knobs.entropy_weight * spread)
+        updates = knobs.value_clip_after * knobs.epochs * knobs.minibatches
+        near = knobs.clip if self.state.global_step >= updates else math.inf
+        with self._values(model, batch) as values:
+            old_values, returns = batch["old_values"], batch["returns"]
+            value = ppo_math.value_loss(values, old_values, returns, mask, near, count)
+            self.accelerator.backward(knobs.value_weight * value)
+        loss = policy + knobs.value_weight * value - knobs.entropy_weight * spread
+        return torch.stack([loss, policy, value, clipped]).detach()
 
     def _enter(self, prompts, earned):
-        """Note each answer's reward in the ledger, those of all processes."""
-        pairs = gather_object(list(zip(prompts, earned, strict=True)))
+        """Note each answer's reward in the ledger."""
         if self.accelerator.is_main_process:
             step = self.state.global_step // (self.knobs.epochs * self.knobs.minibatches)
             if self.ledger is None:
                 self.ledger = Ledger(Path(self.args.output_dir).parent / LEDGER, step)
-            self.ledger.add(step, *zip(*pairs, strict=True))
+            self.ledger.add(step, prompts, earned)
 
     def _note(self, requests, responses, scores, earned, kl, entropy, values, returns, mask):
         """Numbers of one batch of answers, for the plots.
@@ -302,7 +420,7 @@ class RecPPOTrainer(AveragedGradients, GRPOTrainer):
             "in_history": float(np.mean(history)),
             "correct_count": float(np.mean([len(a.items) == r.k for r, a in pairs])),
             "kl": ((kl * mask).sum() / mask.sum()).item(),
-            "entropy": entropy.mean().item(),
+            "entropy": entropy.item(),
             "explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
         }
         for name, number in numbers.items():
@@ -345,9 +463,12 @@ def pad_batch(prompts, answers, pad, device):
 
 def ppo_arguments(knobs, seed, folder, autocast):
     """``GRPOConfig`` of a profile's ``ppo`` section."""
+    cuts = [("ppo.minibatches", knobs.minibatches), ("the number of processes", processes())]
+    refuse_uneven("ppo.prompts x ppo.samples", knobs.prompts * knobs.samples, cuts[0])
+    refuse_uneven("ppo.prompts", knobs.prompts, cuts[1])
     batch = knobs.prompts * knobs.samples // knobs.minibatches
     updates = knobs.steps * knobs.epochs * knobs.minibatches
-    return GRPOConfig(
+    arguments = GRPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=batch,
         num_generations=knobs.samples,
@@ -375,6 +496,10 @@ def ppo_arguments(knobs, seed, folder, autocast):
         disable_tqdm=True,
         remove_unused_columns=False,
     )
+    # Several GPUs: one process each (torchrun), and each gets the whole batch.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    arguments.generation_batch_size = knobs.prompts * knobs.samples
+    return arguments
 
 
 def visiting_order(prompts, visits, seed):
@@ -402,6 +527,7 @@ def train_ppo(
     show=lambda row: None,
     autocast=True,
     key="run",
+    compute=None,
 ):
     """Run the RL stage; continues from the last checkpoint under ``folder/checkpoints/<key>``.
 
@@ -412,40 +538,54 @@ def train_ppo(
         max_new: most tokens of an answer.
         show: called with every logged row.
         key: name of these settings, see ``recnb.sft.train_sft``.
+        compute: the ``compute`` section of a profile; several processes share the batch.
 
     Returns:
         ``(model, rows)``: the PEFT model with both adapters (actor active) and the logged rows.
     """
-    folder = Path(folder)
+    folder, compute = Path(folder), compute or Compute()
     if finished(folder, key):
         return adapted(model, folder / "actor"), json.loads((folder / "log.json").read_text())
     torch.manual_seed(seed)
     peft = with_adapters(model, knobs.rank, knobs.alpha)
     prompts = [request_prompt(r, catalog, seed) for r in requests]
+    arguments = ppo_arguments(knobs, seed, folder / "checkpoints" / key, autocast)
     checkpoints = checkpoint_folder(folder, key)
-    arguments = ppo_arguments(knobs, seed, checkpoints, autocast)
-    visits = knobs.steps * knobs.prompts * arguments.world_size  # a process takes its own prompts
-    order = visiting_order(len(requests), visits, seed)
+    order = visiting_order(len(requests), knobs.steps * knobs.prompts, seed)
     dataset = Dataset.from_dict({"prompt": [prompts[i] for i in order], "index": order})
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    callbacks = [History(show)]
+    minutes = EveryMinutes(compute.checkpoint_minutes, knobs.epochs * knobs.minibatches)
     trainer = RecPPOTrainer(
-        peft, arguments, dataset, requests, codec, teacher, catalog, knobs, max_new, seed, callbacks
+        peft,
+        arguments,
+        dataset,
+        requests,
+        codec,
+        teacher,
+        catalog,
+        knobs,
+        max_new,
+        seed,
+        [History(show), minutes],
+        compute,
     )
+    if compute.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer.remove_callback(_printer())
     trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
     # Without the trainer's autocast.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if compute.checkpointing:
+        model.gradient_checkpointing_disable()
     model.set_adapter("actor")
     for config in model.peft_config.values():
         config.base_model_name_or_path = "the SL model of this run"  # not a path of this machine
-    model.save_pretrained(folder, selected_adapters=["actor", "critic"])
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card names a path of this machine
-    write_json(folder / "log.json", trainer.state.log_history)
-    if trainer.accelerator.is_main_process:  # the others wrote into its ledger
+    if trainer.is_world_process_zero():
+        model.save_pretrained(folder, selected_adapters=["actor", "critic"])
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's own names a path of this machine
+        write_json(folder / "log.json", trainer.state.log_history)
         shutil.copyfile(checkpoints.parent / LEDGER, folder / LEDGER)
-    write_json(folder / FINISHED, {"key": key})
-    shutil.rmtree(checkpoints)
+        write_json(folder / FINISHED, {"key": key})
+    end(checkpoints)
     return model.eval(), trainer.state.log_history
 
 
