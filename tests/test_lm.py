@@ -61,36 +61,6 @@ def test_odd_titles_survive_as_whole_tokens():
     assert parse(text, catalog).items == [1, 2, 3, 4, 5]
 
 
-LLAMA2 = (
-    "{% for m in messages %}{% if m.role == 'user' %}"
-    "{{ '<s>[INST] ' + m.content + ' [/INST]' }}{% endif %}{% endfor %}"
-)
-LLAMA3 = (
-    "{{ '<|begin_of_text|>' }}{% for m in messages %}"
-    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content + '<|eot_id|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
-)
-
-
-@pytest.mark.parametrize(
-    "template, prompt",
-    [
-        (LLAMA2, "<s>[INST] Ten films [/INST]"),
-        (
-            LLAMA3,
-            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nTen films<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n",
-        ),
-    ],
-)
-def test_prompts_take_the_models_own_chat_form(language_model, template, prompt):
-    tokenizer = copy.deepcopy(language_model[1].tokenizer)
-    tokenizer.chat_template = template
-    codec = Codec(tokenizer)
-    assert codec.decode(codec.prompt("Ten films")) == prompt
-
-
 def test_parsing(toy):
     answer = parse("Sure!\n1. a1\n2) B2 \n3.\n4. nothing\n5. a1", toy)
     assert answer.items == [1, 4, None, 1] and titles_of("") == []

@@ -74,7 +74,7 @@ class InstructRec:
         self.batch_size, self.seed = batch_size, seed
         lines = [f"1. {title}" for title in catalog.titles[1:]]
         tokens = codec.tokenizer(lines, add_special_tokens=False)["input_ids"]
-        self.room = max(map(len, tokens)) + 1
+        self.room = max(map(len, tokens)) + len(codec.ending)
 
     def recommend(self, requests, progress=lambda done, total: None):
         """One list a request; a beam that lists no title keeps its place, its text in brackets."""

@@ -358,7 +358,7 @@ def _allowed(student, own):
         ends = [path[-1] for path in automaton.paths[1:]]
         titles = [tokens[node] for node in ends if here[node] > 0]
         last = state.n + 1 == state.k
-        end = automaton.eos if last else automaton.numbers[state.n + 1][0]
+        end = automaton.ending[0] if last else automaton.numbers[state.n + 1][0]
         found = plain(_ask("allowed", student, list(tokens[state.node]), titles, end))
         if not found:
             raise RecnbError("the student's allowed gave no token, but an answer must go on")

@@ -175,7 +175,7 @@ class _Letters:
 
 
 class _LetterCodec:
-    tokenizer, eos = _Letters(), 0
+    tokenizer, eos, ending = _Letters(), 0, [0]
 
 
 def _title_cases():

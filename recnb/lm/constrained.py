@@ -21,6 +21,7 @@ class CatalogAutomaton:
 
     def __init__(self, codec, catalog):
         self.eos, self.codec, self.catalog = codec.eos, codec, catalog
+        self.ending = codec.ending
         if len(catalog) < 2:
             raise RecnbError(
                 f"a catalogue of {len(catalog)} item leaves nothing to choose: constrained "
@@ -162,10 +163,10 @@ class RowState:
 
     def allowed(self):
         """Token ids that may come next, as an int array."""
-        if self.done:
-            return np.array([self.a.eos])
         if self.queue:
             return np.array([self.queue[0]])
+        if self.done:
+            return np.array([self.a.eos])
         if not self.node:
             if self.first is None:
                 self.first = self.a.child_tokens[0][self.left[self.a.child_nodes[0]] > 0]
@@ -177,8 +178,7 @@ class RowState:
             tokens = tokens[self.left[self.a.child_nodes[self.node]] > 0]
             complete = self._complete(self.node)
         if complete:
-            after = self.a.eos if self.n + 1 == self.k else self.a.numbers[self.n + 1][0]
-            tokens = np.concatenate((tokens, (after,)))
+            tokens = np.concatenate((tokens, (self._behind()[0],)))
         return tokens
 
     def forced(self):
@@ -197,7 +197,7 @@ class RowState:
         """The forced tokens, the node after them, and whether a title ends among them."""
         tokens, node = list(self.queue), self.node
         if self.done or tokens:
-            return ([] if self.done else tokens), node, False
+            return tokens, node, False
         while True:
             tokens += self.a.ahead[node]
             node = self.a.after[node]
@@ -212,10 +212,14 @@ class RowState:
             if len(open_) + complete != 1:
                 return tokens, node, False
             if complete:
-                tokens += [self.a.eos] if self.n + 1 == self.k else self.a.numbers[self.n + 1]
+                tokens += self._behind()
                 return tokens, node, True
             tokens.append(int(self.a.child_tokens[node][open_[0]]))
             node = int(nodes[open_[0]])
+
+    def _behind(self):
+        """The tokens behind the title under way: the list's end, or the next number."""
+        return self.a.ending if self.n + 1 == self.k else self.a.numbers[self.n + 1]
 
     def _untouched(self, node):
         """None of the titles below a node has been banned, the usual case below the root."""
@@ -228,10 +232,10 @@ class RowState:
 
     def advance(self, token):
         """Take the token that was chosen; it must be an allowed one."""
-        if self.done:
-            return
         if self.queue:
             self.queue.pop(0)
+            return
+        if self.done:
             return
         if token in self.a.children[self.node]:
             self.node = self.a.children[self.node][token]
@@ -243,6 +247,7 @@ class RowState:
         item = self.a.item_at[self.node]
         if not self.repeats:
             self.ban(item)
+        self.queue = list(self._behind()[1:])
         self.n, self.node = self.n + 1, 0
         if self.n == self.k:
             self.done = True
@@ -252,7 +257,6 @@ class RowState:
                 self.kinds[item], self.room = -1, taken(self.room, code)
                 self.available[code] -= 1
                 self._ban_dead_ends()
-            self.queue = list(self.a.numbers[self.n][1:])
 
 
 def _common_prefix(rows):
