@@ -13,12 +13,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from recnb import RecnbError
 from recnb.artifacts import FINISHED, atomic_path, write_json
 from recnb.engine.losses import next_token_loss, title_mask
 from recnb.engine.optimizer import MuonAndAdamW
 from recnb.engine.packed import next_logits_held
 from recnb.engine.shared import EveryMinutes, SharedBatch, processes, refuse_uneven, share
 from recnb.instructions.checks import fitting
+from recnb.lm.item_tokens import trained_rows
 from recnb.lm.loading import adapted
 from recnb.profile import Compute
 
@@ -178,7 +180,10 @@ def train_sft(
     held, held_left_out = encode(validation, codec, knobs.max_tokens)
     steps = max(1, int(np.ceil(len(data) / knobs.batch_size) * knobs.epochs))
     rank = knobs.rank
-    peft = lora(rank, knobs.alpha, knobs.train_embeddings) if rank else None
+    peft = None
+    if rank:
+        rows, layers = trained_rows(model, knobs.layers_from), upper(model, knobs.layers_from)
+        peft = lora(rank, knobs.alpha, knobs.train_embeddings, rows, layers)
     arguments = SFTConfig(
         output_dir=str(folder / "checkpoints" / key),
         per_device_train_batch_size=knobs.batch_size,  # the trainer cuts and shares it out
@@ -266,18 +271,44 @@ def _printer():
     return PrinterCallback
 
 
-def lora(rank, alpha, embeddings=False):
-    """LoRA on all linear layers of a Llama-like model, the LM head left out."""
-    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+def lora(rank, alpha, embeddings=False, rows=None, layers=None):
+    """LoRA on all linear layers of a Llama-like model, the LM head left out.
+
+    Args:
+        embeddings: also train the whole token embeddings.
+        rows: token rows that train besides (``item_tokens.trained_rows``), or None.
+        layers: numbers of the Transformer blocks that get LoRA; None = all.
+    """
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
-        target_modules=layers,
+        target_modules=linear,
         modules_to_save=["embed_tokens"] if embeddings else None,
         ensure_weight_tying=embeddings,
+        trainable_token_indices=rows,
+        layers_to_transform=layers,
+        layers_pattern=None if layers is None else "layers",
     )
+
+
+def upper(model, layers_from):
+    """Numbers of a model's blocks from one on; None for all of them.
+
+    The blocks below get no gradient, so PyTorch keeps nothing of their passes.
+
+    Raises:
+        RecnbError: the model has no such block.
+    """
+    count = model.config.num_hidden_layers
+    if layers_from >= count:
+        raise RecnbError(
+            f"sft.layers_from ({layers_from}): the model has layers 0 to {count - 1}: nothing "
+            "would be trained; take a smaller number"
+        )
+    return list(range(layers_from, count)) if layers_from else None
 
 
 def checkpoint_folder(folder, key):

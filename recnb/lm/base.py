@@ -1,28 +1,40 @@
-"""The base of the mini model: plain next-token training on what needs no instruction.
+"""The base: next-token training on what needs no instruction, before the SL stage.
 
 Four kinds of text: histories in quotes, a history's next titles as the numbered list that answers a
 request (half of which say something unrelated besides), facts about one title, and conversations.
 No control and no label of the teacher's. What comes out can list titles, as a chat model can, and
 is this kit's "untouched language model", the zero-shot row of every table.
+
+A mini model is trained so from nothing, every weight. A pretrained one gets its item tokens
+(``model.item_tokens``) and reads the same texts in its own chat form, with LoRA (``base.rank``).
 """
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
+import pandas as pd
 import torch
 
 from recnb.artifacts import atomic_path, write_json
 from recnb.engine.losses import next_token_loss, title_mask
 from recnb.engine.packed import next_logits, side_by_side
 from recnb.instructions.templates import numbered, quoted
-from recnb.lm.loading import mini_model, smollm2_folder
+from recnb.lm.item_tokens import RECORD, add_titles, save_base, title_rows
+from recnb.lm.loading import known_codec, load_base, located, mini_model
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
 from recnb.machine import autocast as faster_in_bfloat16
+from recnb.profile import Sft
+from recnb.sft import train_sft
 
 MIX = {"history": 0.3, "numbered": 0.5, "fact": 0.15, "chat": 0.05}
 """Shares of the kinds of text."""
+NOTES = {"smollm2": "SmolLM2-135M-Instruct, dequantised from a 4-bit GGUF file"}
+"""What is said of a model by its ``model.name``."""
+HELD = 64
+"""Texts that a pretrained model's reading of the histories is measured on."""
 LONGEST_LIST = 15
 REMARK = 12
 """Words of a conversation that stand in a request beside what is asked."""
@@ -33,15 +45,21 @@ def framed(prompt, answer):
     return f"Instruction: {prompt}\nOutput: {answer}"
 
 
-def draw_text(kind, histories, catalog, chat, window, rng):
-    """One text of a kind."""
+def draw_text(kind, histories, catalog, chat, window, rng, conversation=False):
+    """One text of a kind.
+
+    Args:
+        conversation: as a pair of prompt and answer, for a model that knows conversations alone.
+    """
+    joined = (lambda prompt, answer: (prompt, answer)) if conversation else framed
     if kind == "fact":
         item = int(rng.integers(1, len(catalog) + 1))
         names = ", ".join(sorted(catalog.categories[item])) or "of no category"
-        return f"{quoted([item], catalog)} is {names}."
+        fact = f"{quoted([item], catalog)} is {names}."
+        return (f"What is {quoted([item], catalog)}?", fact) if conversation else fact
     if kind == "chat" and chat:
         prompt, answer = chat[rng.integers(len(chat))]
-        return framed(prompt, answer)
+        return joined(prompt, answer)
     sequence = histories.train(rng.integers(len(histories)))
     if kind == "numbered":
         k = int(rng.integers(1, LONGEST_LIST + 1))
@@ -56,9 +74,11 @@ def draw_text(kind, histories, catalog, chat, window, rng):
         if chat and rng.random() < 0.5:
             remark = chat[rng.integers(len(chat))][0].split()[:REMARK]
         ask = f"You need to generate a recommendation list with {len(items)} different items."
-        return framed(lead + " ".join([*remark, ask]), numbered(items, catalog))
+        return joined(lead + " ".join([*remark, ask]), numbered(items, catalog))
     start = int(rng.integers(0, max(1, len(sequence) - window)))
     shown = quoted(sequence[start : start + window], catalog)
+    if conversation:
+        return "Write down the historical interactions of a user.", shown
     return f"The historical interactions are provided as follows: {shown}."
 
 
@@ -169,39 +189,82 @@ def known_vectors(model, tokenizer, titles, teacher, catalog, seed):
             table[rows, width:] = (table[rows, width:] + (code * scale).to(table.device)) / 2**0.5
 
 
-def make_base(profile, folder, histories, catalog, chat, teacher, inputs, log=lambda row: None):
-    """The base model of a profile: trained on the spot for "mini", otherwise found by name.
+def read_histories(model, codec, histories, catalog, chat, profile, folder, log, key):
+    """Let a pretrained model read the base's texts: LoRA and title rows, kept in ``folder``.
 
-    A trained base is kept under ``folder/base`` with a key of everything it was made from, so that
-    a changed SL knob does not train it again.
+    It is the SL stage's training on other samples: an interrupted one continues.
 
     Args:
-        profile: ``Profile``.
-        folder: the stage's folder.
-        chat: pairs (prompt, answer), for the tokenizer and for the texts of kind "chat".
-        inputs: sha256 of each input file, part of the key.
-        log: called with a dict now and then.
+        model, codec: with item tokens, if the profile wants them.
+        folder: receives ``adapter/`` and ``log.json``.
+        log: called with every logged row.
+        key: names the settings, for the checkpoints.
 
     Returns:
-        ``(where, description, rows)``: folder or Hub id for ``load_base``, one sentence, log rows.
+        The logged rows.
     """
-    if profile.model.name == "smollm2":
-        note = "SmolLM2-135M-Instruct, dequantised from a 4-bit GGUF file."
-        return str(smollm2_folder()), note, []
-    if profile.model.name != "mini":
-        return profile.model.name, profile.model.name, []
-    knobs = [
+    knobs, rng = profile.base, np.random.default_rng([profile.seed, 106])
+    kinds = rng.choice(list(MIX), size=knobs.steps * knobs.batch_size + HELD, p=list(MIX.values()))
+    rows = []
+    for kind in kinds:
+        pair = draw_text(kind, histories, catalog, chat, knobs.history_window, rng, True)
+        rows.append((kind, *pair))
+    frame = pd.DataFrame(rows, columns=["task", "prompt", "completion"])
+    sft = Sft(
+        rank=knobs.rank,
+        alpha=knobs.alpha,
+        learning_rate=knobs.learning_rate,
+        batch_size=knobs.batch_size,
+        repeat_weight=knobs.repeat_weight,
+    )
+    _, logged = train_sft(
+        model,
+        codec,
+        frame[HELD:],
+        frame[:HELD],
+        title_tokens(codec.tokenizer, catalog),
+        sft,
         profile.seed,
-        profile.model.model_dump(mode="json"),
-        profile.base.model_dump(mode="json"),
-        inputs,
-    ]
-    key = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()
-    record = folder / "base.json"
-    if record.is_file() and (folder / "base" / "config.json").is_file():
-        kept = json.loads(record.read_text())
-        if kept["key"] == key:
-            return str(folder / "base"), kept["description"], kept["rows"]
+        folder,
+        log,
+        faster_in_bfloat16(profile.model),
+        f"---\nlibrary_name: peft\n---\n# {profile.name}: histories read before the SL stage\n",
+        key,
+        profile.compute,
+    )
+    return logged
+
+
+def pretrained_base(profile, folder, histories, catalog, chat, teacher, key, log):
+    """A base that goes out from a model trained elsewhere: ``folder/base``, see ``save_base``.
+
+    Returns:
+        ``(description, rows)``, as from ``make_base``.
+    """
+    name, place, reading = profile.model.name, folder / "base", folder / "histories"
+    codec, first, rows, what = known_codec(name), 0, None, NOTES.get(name, name)
+    if profile.model.item_tokens:
+        model, _ = load_base(located(name))
+        first, words = add_titles(codec.tokenizer, catalog)
+        rows = title_rows(model, first, words, teacher.model.item.weight[1:])
+        what += f"; {len(catalog):,} titles were added to it, each as one token"
+    with atomic_path(place) as temporary:
+        save_base(temporary, name, codec.tokenizer, first, rows)
+    if not profile.base.rank:
+        return f"{what}.", []
+    model, codec = load_base(place, profile.model.dtype)
+    logged = read_histories(model, codec, histories, catalog, chat, profile, reading, log, key)
+    with atomic_path(place / "adapter") as temporary:
+        shutil.copytree(reading / "adapter", temporary)
+    return f"{what}; it has read the histories.", logged
+
+
+def mini_base(profile, folder, histories, catalog, chat, teacher, log):
+    """A mini model trained on the spot: ``folder/base``.
+
+    Returns:
+        ``(description, rows)``, as from ``make_base``.
+    """
     tokenizer = build_tokenizer(catalog, chat, profile.model.vocabulary, profile.model.whole_titles)
     codec, titles = Codec(tokenizer), title_tokens(tokenizer, catalog)
     model = mini_model(len(tokenizer), profile.model, codec, profile.seed)
@@ -218,12 +281,56 @@ def make_base(profile, folder, histories, catalog, chat, teacher, inputs, log=la
     size = sum(p.numel() for p in model.parameters()) / 1e6
     shape = f"{profile.model.layers} layers, width {profile.model.width}"
     tokens = f"{len(tokenizer)} tokens" + (", every title one token" if titles else "")
-    description = (
-        f"mini: a Llama of {size:.2f} million parameters ({shape}) with {tokens}; its base was "
-        "trained on the spot."
-    )
     with atomic_path(folder / "base") as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+    return (
+        f"mini: a Llama of {size:.2f} million parameters ({shape}) with {tokens}; its base was "
+        "trained on the spot."
+    ), rows
+
+
+def make_base(profile, folder, histories, catalog, chat, teacher, inputs, log=lambda row: None):
+    """The base model of a profile.
+
+    "mini" is trained on the spot. Another model is found by name and, if the profile says so, gets
+    item tokens and reads the histories. What is made is kept under ``folder/base`` with a key of
+    everything it was made from, so that a changed SL knob does not make it again.
+
+    Args:
+        profile: ``Profile``.
+        folder: the stage's folder.
+        chat: pairs (prompt, answer), for the tokenizer and for the texts of kind "chat".
+        teacher: ``Teacher`` of this catalogue.
+        inputs: sha256 of each input file, part of the key.
+        log: called with a dict now and then.
+
+    Returns:
+        ``(where, description, rows)``: folder or Hub id for ``load_base``, one sentence, log rows.
+
+    Raises:
+        RecnbError: titles that cannot become tokens, a teacher of another catalogue.
+    """
+    name, own = profile.model.name, (profile.model.item_tokens or profile.base.rank)
+    if name != "mini" and not own:
+        return located(name), NOTES[name] + "." if name in NOTES else name, []
+    knobs = [
+        profile.seed,
+        profile.model.model_dump(mode="json"),
+        profile.base.model_dump(mode="json"),
+        inputs,
+    ]
+    key = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()
+    record, made = folder / "base.json", "config.json" if name == "mini" else RECORD
+    if record.is_file() and (folder / "base" / made).is_file():
+        kept = json.loads(record.read_text())
+        if kept["key"] == key:
+            return str(folder / "base"), kept["description"], kept["rows"]
+    what = profile, folder, histories, catalog, chat, teacher
+    if name == "mini":
+        description, rows = mini_base(*what, log)
+    else:
+        description, rows = pretrained_base(*what, key[:12], log)
     write_json(record, {"key": key, "description": description, "rows": rows})
+    shutil.rmtree(folder / "histories", ignore_errors=True)  # last: a start killed before needs it
     return str(folder / "base"), description, rows

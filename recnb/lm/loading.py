@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from recnb import RecnbError, sources
 from recnb.artifacts import atomic_path
+from recnb.lm.item_tokens import enlarge, read_record, read_rows
 from recnb.lm.text import Codec
 
 
@@ -54,10 +55,25 @@ def attention():
 def load_base(folder, dtype="float32"):
     """Base model and codec from a folder or Hub id; no code of the model's author is run.
 
+    The folder may be one of ``item_tokens.save_base``: then the model it goes out from is loaded,
+    gets the rows of its titles, and the adapter that read the histories is merged into it.
+
     Raises:
         RecnbError: nothing there, or not a causal language model.
     """
-    return _load_model(folder, getattr(torch, dtype)), load_codec(folder)
+    record = read_record(folder)
+    if record is None:
+        return _load_model(folder, getattr(torch, dtype)), load_codec(folder)
+    codec, model = load_codec(folder), _load_model(located(record["model"]), getattr(torch, dtype))
+    if record["titles"]:
+        enlarge(model, record["first"], read_rows(folder, record, model))
+    adapter = Path(folder) / "adapter"
+    return (adapted(model, adapter) if adapter.is_dir() else model), codec
+
+
+def located(name):
+    """Folder or Hub id of a model by the ``model.name`` of a profile."""
+    return str(smollm2_folder()) if name == "smollm2" else name
 
 
 def load_codec(folder):
@@ -80,7 +96,7 @@ def known_codec(name):
     """
     if name == "mini":
         return None
-    return load_codec(str(smollm2_folder()) if name == "smollm2" else name)
+    return load_codec(located(name))
 
 
 def _load_model(folder, dtype):
