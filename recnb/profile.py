@@ -488,6 +488,12 @@ class Profile(Section):
             raise ValueError(
                 f"sft.batch_size ({sft.batch_size}) must be divisible by sft.accumulation"
             )
+        if self.model.dtype != "float32" and (sft.rank == 0 or sft.train_embeddings):
+            raise ValueError(
+                f"model.dtype: {self.model.dtype} would round most updates of its weights away: "
+                "train LoRA beside them (sft.rank above 0, sft.train_embeddings: false), or set "
+                "model.dtype to float32"
+            )
         if sft.muon_learning_rate and sft.rank:
             raise ValueError(
                 "sft.muon_learning_rate: Muon trains every weight: "

@@ -18,7 +18,14 @@ from recnb.artifacts import FINISHED, atomic_path, write_json
 from recnb.engine.losses import next_token_loss, title_mask
 from recnb.engine.optimizer import MuonAndAdamW
 from recnb.engine.packed import next_logits_held
-from recnb.engine.shared import EveryMinutes, SharedBatch, processes, refuse_uneven, share
+from recnb.engine.shared import (
+    EveryMinutes,
+    SharedBatch,
+    processes,
+    recomputing,
+    refuse_uneven,
+    share,
+)
 from recnb.instructions.checks import fitting
 from recnb.lm.item_tokens import trained_rows
 from recnb.lm.loading import adapted
@@ -218,8 +225,6 @@ def train_sft(
     optimizer = None  # the AdamW of the arguments
     if knobs.muon_learning_rate:
         optimizer = MuonAndAdamW(model, knobs.muon_learning_rate, knobs.learning_rate)
-    if compute.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer = CompletionTrainer(
         model=get_peft_model(model, peft) if peft else model,
         args=arguments,
@@ -234,7 +239,8 @@ def train_sft(
         optimizers=(optimizer, None),
     )
     trainer.remove_callback(_printer())
-    trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
+    with recomputing(model, compute.checkpointing):
+        trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
     answers = np.array([sum(mask) for mask in data["completion_mask"]])
     questions = np.array([len(ids) for ids in data["input_ids"]]) - answers
     longest = {
@@ -251,8 +257,6 @@ def train_sft(
         write_json(folder / "log.json", rows)
         write_json(folder / FINISHED, {"key": key})
     end(checkpoints)
-    if compute.checkpointing:
-        model.gradient_checkpointing_disable()
     # Without the trainer's autocast: the same model as one that is read back.
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval(), rows
 

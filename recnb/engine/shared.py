@@ -6,7 +6,8 @@ all pieces add up to the gradient of the batch, whatever their lengths.
 """
 
 import os
-import time
+from contextlib import contextmanager
+from time import monotonic
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -57,6 +58,22 @@ def share(costs, micro_tokens=0, pieces=1, rank=0, world=1):
     return [rows[start : start + size] for start in range(0, len(rows), size or 1)]
 
 
+@contextmanager
+def recomputing(model, wanted):
+    """Within it, a model in training keeps its layers' inputs alone, and runs them again for the
+    gradient; ``wanted`` False: as ever.
+    """
+    if wanted:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        # For the other kind of checkpointing; it would also ask for gradients below the adapters.
+        model.disable_input_require_grads()
+    try:
+        yield
+    finally:
+        if wanted:
+            model.activation_checkpointing_disable()
+
+
 class SharedBatch:
     """For trainers whose every process gets the whole batch, as one process alone would.
 
@@ -100,14 +117,14 @@ class EveryMinutes(TrainerCallback):
     """
 
     def __init__(self, minutes, updates=1):
-        self.minutes, self.updates, self.last = minutes, updates, time.monotonic()
+        self.minutes, self.updates, self.last = minutes, updates, monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
         if not self.minutes or state.global_step % self.updates:
             return
         # The first process's clock decides for all: they save together.
-        due = [time.monotonic() - self.last >= 60 * self.minutes]
+        due = [monotonic() - self.last >= 60 * self.minutes]
         control.should_save |= broadcast_object_list(due)[0]
 
     def on_save(self, args, state, control, **kwargs):
-        self.last = time.monotonic()
+        self.last = monotonic()

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from recnb import RecnbError, sources
 from recnb.artifacts import atomic_path
+from recnb.engine.beside import kept_beside
 from recnb.lm.item_tokens import enlarge, read_record, read_rows
 from recnb.lm.text import Codec
 
@@ -236,12 +237,17 @@ def load_adapted(base_folder, adapters, dtype="float32"):
 
 
 def adapted(model, adapter):
-    """The model with an adapter merged into it, or the whole model in the adapter's place."""
+    """The model with an adapter merged into it, or the whole model in the adapter's place.
+
+    Weights of 16 bits would round the adapter's updates away: it stays beside them.
+    """
     if not (Path(adapter) / "adapter_config.json").is_file():
         return _load_model(adapter, model.dtype)
     refuse_code(adapter)
     try:
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        peft = PeftModel.from_pretrained(model, adapter)
+        exact = model.dtype == torch.float32
+        model = peft.merge_and_unload() if exact else kept_beside(peft)
     except MemoryError:
         raise
     except Exception as error:  # PEFT raises many kinds on a damaged folder

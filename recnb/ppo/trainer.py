@@ -25,7 +25,14 @@ from recnb.artifacts import FINISHED, write_json
 from recnb.engine.decoding import decode
 from recnb.engine.losses import chosen_and_entropy
 from recnb.engine.packed import ending_at, pack_answers, packed_attention
-from recnb.engine.shared import EveryMinutes, SharedBatch, processes, refuse_uneven, share
+from recnb.engine.shared import (
+    EveryMinutes,
+    SharedBatch,
+    processes,
+    recomputing,
+    refuse_uneven,
+    share,
+)
 from recnb.lm.loading import adapted
 from recnb.lm.parsing import parse
 from recnb.lm.recommender import drafting, request_prompt
@@ -387,7 +394,7 @@ class RecPPOTrainer(SharedBatch, GRPOTrainer):
             value = ppo_math.value_loss(values, old_values, returns, mask, near, count)
             self.accelerator.backward(knobs.value_weight * value)
         loss = policy + knobs.value_weight * value - knobs.entropy_weight * spread
-        return torch.stack([loss, policy, value, clipped]).detach()
+        return torch.stack([loss, policy, value, clipped * (mask.sum() / count)]).detach()
 
     def _enter(self, prompts, earned):
         """Note each answer's reward in the ledger."""
@@ -568,14 +575,11 @@ def train_ppo(
         [History(show), minutes],
         compute,
     )
-    if compute.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer.remove_callback(_printer())
-    trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
+    with recomputing(model, compute.checkpointing):
+        trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
     # Without the trainer's autocast.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    if compute.checkpointing:
-        model.gradient_checkpointing_disable()
     model.set_adapter("actor")
     for config in model.peft_config.values():
         config.base_model_name_or_path = "the SL model of this run"  # not a path of this machine
