@@ -18,7 +18,7 @@ from recnb.instructions.templates import numbered
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.loading import known_codec, mini_model
 from recnb.lm.text import Codec
-from recnb.profile import Sft, load
+from recnb.profile import Model, Sft, load
 from recnb.sft import train_sft
 
 CATALOG = Catalog(["Heat", "Heat Wave", "Babe"], [{"A"}, {"A"}, {"B"}])
@@ -220,7 +220,7 @@ def test_the_real_smollm2():
         if "sha256" in str(error):
             raise
         pytest.skip(f"SmolLM2 cannot be fetched here: {error}")
-    codec = known_codec("smollm2")
+    codec = known_codec(Model(name="smollm2"))
     _, _, before, between, end = MODELS["SmolLM2"]
     ids = codec.prompt("Ten films") + codec.answer("1. Heat")
     assert written(codec, ids) == f"{before}Ten films{between}1. Heat{end}"

@@ -89,15 +89,15 @@ def load_codec(folder):
     return Codec(tokenizer)
 
 
-def known_codec(name):
-    """Codec of a model that is there before the run; None for mini, which notebook 04 makes.
+def known_codec(knobs):
+    """Codec of a model that is there before the run; None where notebook 04 makes the tokenizer.
 
     Args:
-        name: ``model.name`` of a profile.
+        knobs: the ``model`` section of a profile.
     """
-    if name == "mini":
+    if knobs.name == "mini" or knobs.item_tokens:
         return None
-    return load_codec(located(name))
+    return load_codec(located(knobs.name))
 
 
 def _load_model(folder, dtype):
