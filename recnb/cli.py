@@ -265,6 +265,63 @@ def score(
 
 
 @app.command()
+def course(
+    folder: Annotated[Path, typer.Argument(help="folder to make")],
+    seed: Annotated[
+        int, typer.Option(min=0, help="of nbgrader's hidden tests, default: drawn")
+    ] = None,
+):
+    """Write a course: students' notebooks, the teacher's, and a place for submissions."""
+    from recnb.course.copies import ASSIGNMENT, write_course
+
+    print(write_course(folder, seed), "graded exercises")
+    print(visible(f"for students: {folder / 'release' / ASSIGNMENT}"))
+    print(visible(f"recnb grade {folder / 'submitted'} {folder / 'grades'}"))
+
+
+@app.command()
+def grade(
+    submissions: Annotated[Path, typer.Argument(help="a folder of notebooks for each student")],
+    out: Annotated[Path, typer.Argument(help="folder for the tables")],
+    seed: Annotated[int, typer.Option(min=0, help="of the hidden inputs, default: drawn")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="for one exercise of one student")] = 5.0,
+):
+    """Grade a course's submissions, each answer in a process with limits (docs/course.md)."""
+    from recnb.course.grade import LIMITS, grade, write_grades
+
+    if out.resolve().is_relative_to(submissions.resolve()):
+        raise RecnbError(f"{out} lies among the submissions: name another folder for the tables")
+    grades, seed, held = grade(submissions, seed, seconds, lambda name: print(visible(name)))
+    write_grades(grades, out, seed, held)
+    lacking = [limit for limit in LIMITS if limit not in held]
+    if lacking:
+        print(
+            f"warning: this system could not limit {', '.join(lacking)}: grade in a container "
+            "without network, as docs/course.md shows"
+        )
+    totals = grades.groupby("student", sort=False)[["points", "of"]].sum().reset_index()
+    totals["student"] = totals["student"].map(visible)
+    print(totals.to_markdown(index=False))
+    print(visible(out / "grades.html"))
+
+
+@app.command()
+def leaderboard(
+    submissions: Annotated[Path, typer.Argument(help="folder of CSV files: task, user, text")],
+    run_name: AnsweredRun = "laptop",
+    folder: FolderOption = "",
+):
+    """Compare many systems' answers to a run's requests: who leads, and who is tied."""
+    where = _chosen(run_name, folder)
+    from recnb.leaderboard import rank, write_leaderboard
+
+    board = rank(submissions, where)
+    for sentence in board.problems:
+        print(f"left out: {visible(sentence)}")
+    print(visible(write_leaderboard(board, submissions / "leaderboard")))
+
+
+@app.command()
 def requests(
     file: Annotated[Path, typer.Argument(help="CSV to write: task, user, prompt")],
     run_name: Annotated[str, typer.Option("--run", help="name of the run")] = "laptop",

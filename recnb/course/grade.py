@@ -28,6 +28,7 @@ from recnb import RecnbError, text_safety
 from recnb.artifacts import atomic_path
 from recnb.check.compare import Unfit, difference, same
 from recnb.course.tasks import TASKS, cases
+from recnb.page import page
 
 SECONDS, MEMORY = 5.0, 1 << 30
 """For all cases of one exercise of one student."""
@@ -429,19 +430,4 @@ def _page(grades, wide, about):
         ]
         body = f"<table>{''.join(lines)}</table>" if lines else "<p>All right.</p>"
         parts.append(f"<h2>{safe(student)}</h2>{body}")
-    return PAGE.format(title="Grades", body="\n".join(parts))
-
-
-PAGE = """\
-<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2em; }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
-th, td {{ border: 1px solid #888; padding: .2em .5em; text-align: left; vertical-align: top; }}
-</style></head><body>
-{body}
-</body></html>
-"""
+    return page("Grades", "\n".join(parts))

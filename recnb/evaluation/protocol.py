@@ -366,12 +366,21 @@ def evaluate_stored(
 
 
 def score_texts(table, requests, catalog, name, knobs, seed):
-    """Metrics of someone else's answers.
+    """Metrics of someone else's answers, ``values_of_texts`` as means with intervals.
+
+    Args:
+        name: the system's name in the result.
+    """
+    values = values_of_texts(table, requests, catalog)
+    return summarise(values, name, "free", knobs.bootstrap, seed)
+
+
+def values_of_texts(table, requests, catalog):
+    """``per_user`` of someone else's answers.
 
     Args:
         table: DataFrame task, user, text: one row a request of the tasks it names.
         requests: from ``stored_requests``.
-        name: the system's name in the result.
 
     Raises:
         RecnbError: a missing column, an unknown task or user, a request without a text or with two.
@@ -406,8 +415,7 @@ def score_texts(table, requests, catalog, name, knobs, seed):
             f"{len(lacking)} requests have no text, the first: task {task}, user {user}; answer "
             "each request of a task, or leave the task out"
         )
-    values = per_user(table, {task: requests[task] for task in tasks}, catalog)
-    return summarise(values, name, "free", knobs.bootstrap, seed)
+    return per_user(table, {task: requests[task] for task in tasks}, catalog)
 
 
 def _lines(table):

@@ -133,7 +133,8 @@ def evaluate_run(run_folder, tables):
     return results
 
 
-def _requests(run_folder):
+def run_requests(run_folder):
+    """Profile, catalogue and requests of a run, ``{task: list}``."""
     profile, catalog, histories, answers = open_run(run_folder)
     first = pd.read_parquet(sorted(answers.glob("*.parquet"))[0])
     split = profile.evaluation.split
@@ -142,7 +143,7 @@ def _requests(run_folder):
 
 def write_requests(run_folder, file):
     """Write task, user and prompt of every request as CSV; returns their number."""
-    profile, catalog, requests = _requests(run_folder)
+    profile, catalog, requests = run_requests(run_folder)
     rows = []
     for task, asked in requests.items():
         rows += [(task, r.user, request_prompt(r, catalog, profile.seed)) for r in asked]
@@ -174,7 +175,7 @@ def score_file(file, run_folder, name):
             name.
     """
     table = read_answers(file)
-    profile, catalog, requests = _requests(run_folder)
+    profile, catalog, requests = run_requests(run_folder)
     try:
         name = spreadsheet(name)  # a file's name, perhaps somebody else's
         metrics = score_texts(table, requests, catalog, name, profile.evaluation, profile.seed)
