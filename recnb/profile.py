@@ -343,6 +343,8 @@ class Evaluation(Section):
     other capitals and other places of the wish (recnb/evaluation/wordings.yaml)."""
     wording_users: int = Field(50, ge=2)
     """Users behind each wording and each such change, the same ones for all of a task."""
+    other_languages: bool = False
+    """With wordings: also ask the wishes in German, Spanish and French."""
 
     @model_validator(mode="after")
     def range_of_k(self):
@@ -441,8 +443,12 @@ class GeneralAbility(Section):
 
 
 class Compute(Section):
-    """How much is worked on at once; results do not depend on it, but for the order of sums."""
+    """How much is worked on at once. Results depend on it by the order of sums, and in one more
+    way: with several processes or a budget for the cache, RL samples other answers, as with another
+    seed, and the same ones whatever their numbers."""
 
+    processes: int = Field(1, ge=1)
+    """Processes that share each batch of SL and RL training, on one machine, one GPU each."""
     checkpointing: bool = False
     """SL and RL keep no activations inside a layer, but compute them again for the gradient."""
     micro_tokens: int = Field(0, ge=0)
@@ -484,9 +490,16 @@ class Profile(Section):
     @model_validator(mode="after")
     def fits_together(self):
         mini, base, sft = self.model.name == "mini", self.base, self.sft
-        if sft.batch_size % sft.accumulation:
+        ppo, many = self.ppo, self.compute.processes
+        if sft.batch_size % (sft.accumulation * many):
             raise ValueError(
-                f"sft.batch_size ({sft.batch_size}) must be divisible by sft.accumulation"
+                f"sft.batch_size ({sft.batch_size}) must be divisible by sft.accumulation "
+                f"({sft.accumulation}) x compute.processes ({many})"
+            )
+        if ppo.prompts * ppo.samples % ppo.minibatches or ppo.prompts % many:
+            raise ValueError(
+                f"ppo.prompts ({ppo.prompts}) x ppo.samples ({ppo.samples}) must be divisible by "
+                f"ppo.minibatches ({ppo.minibatches}), and ppo.prompts by compute.processes ({many})"
             )
         if self.model.dtype != "float32" and (sft.rank == 0 or sft.train_embeddings):
             raise ValueError(

@@ -348,6 +348,64 @@ def test_the_table_tells_who_hears_what(answered, asked, world, smoke, tmp_path)
     assert len(figure.axes) == 5 and len(dots) >= 3
 
 
+TRANSLATED = [
+    (control, language, sentence)
+    for control, own in wordings.translations().items()
+    for language, sentences in own.items()
+    for sentence in sentences
+]
+
+
+def test_wishes_in_other_languages():
+    assert list(wordings.translations()) == list(wordings.CONTROLS.values())
+    for own in wordings.translations().values():
+        assert {language: len(s) for language, s in own.items()} == {
+            "German": 2,
+            "Spanish": 2,
+            "French": 2,
+        }
+    sentences = [sentence for _, _, sentence in TRANSLATED]
+    assert len(set(sentences)) == len(sentences) and not any("|" in s for s in sentences)
+    for control, _, sentence in TRANSLATED:
+        slots = set(re.findall(r"{(\w+)}", sentence))
+        share = control in ("at most", "about", "at least")
+        assert "category" in slots <= {"category", "k", "percent", "count"}, "no English words"
+        assert bool(slots & {"percent", "count"}) == share, sentence
+        assert wordings.longest_shared_run(sentence, TRAINED)[0] <= 3
+
+
+def test_other_languages_are_asked_and_told_apart(asked, world, teacher, smoke, tmp_path):
+    requests, worded, knobs = asked
+    knobs = knobs.model_copy(update={"other_languages": True, "wording_users": 4})
+    more = wordings.worded_requests(requests, world[0], "film", 12, 0, languages=True)
+    added = {name: group for name, group in more.items() if name not in worded}
+    assert {n: g for n, g in more.items() if n in worded} == worded, "the others are as before"
+    assert len(added) == len(TRANSLATED) and all("|language|" in name for name in added)
+    spoken = added["I2<=20|language|German: Höchstens {percent} % {category}"]
+    assert all(f"Höchstens 20 % {r.control.category}" in r.prompt for r in spoken)
+    systems = dict.fromkeys(wordings.SYSTEMS, {"free": Listener(teacher, world[0])})
+    for name, ways in systems.items():
+        answer_all(ways, requests, tmp_path, name)
+    profile = smoke.model_copy(update={"evaluation": knobs})
+    wordings.ask(Stage("06_evaluation", profile, tmp_path), systems, requests, tmp_path, world[0])
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    each, table, lines = wordings.write_wordings(tmp_path, world[1], world[0], profile, tables)
+    group = each[(each["system"] == "v2") & (each["task"] == "I1+") & (each["metric"] == "TCP")]
+    kinds = {"paraphrase": 22, "change": 8, "language": 6, "trained": 1}
+    assert group["kind"].value_counts().to_dict() == kinds
+    row = table.set_index(["system", "wish", "metric"]).loc["v2", "I1+ (include)", "TCP"]
+    own = group[group["kind"] == "language"]
+    spanish = 100 * own[own["wording"].str.startswith("Spanish: ")]["value"]
+    expected = f"{spanish.mean():.1f} ({spanish.min():.1f} to {spanish.max():.1f})"
+    assert row["in Spanish"] == expected and "in German" in row
+    heard = (own["verdict"] == "heard").sum()
+    assert row["other languages told from no wish"] == f"{heard} of 6"
+    assert row["told from no wish"].endswith("of 22"), "paraphrases are counted without them"
+    line = next(line for line in lines if line.startswith("v2, include"))
+    assert f"{expected} % in Spanish" in line and f"of these 6, {heard} are told" in line
+
+
 def test_best_and_worst_by_hand():
     """For "exclude" less is better, by TCP, and more by Strict."""
     rows = []
@@ -402,6 +460,7 @@ def test_missing_answers_are_an_error(answered, asked, world, smoke, tmp_path):
 def test_the_knobs_are_off():
     for profile in (load("smoke"), load("laptop")):
         assert not profile.evaluation.wordings and profile.instructions.wordings == "paper"
+        assert not profile.evaluation.other_languages
 
 
 def spoken_paraphrases(names):

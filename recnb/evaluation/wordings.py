@@ -2,7 +2,9 @@
 
 A model is trained and tested on one set of sentences (``recnb/controls.py``). Whether it hears the
 wish or knows the sentence, only other sentences can tell: ``wordings.yaml`` holds 22 a control, and
-``CHANGES`` alters the trained ones. User, category, k and history stay those of the evaluation.
+``CHANGES`` alters the trained ones. With ``evaluation.other_languages`` the wish also comes in
+German, Spanish and French, which is counted apart. User, category, k and history stay those of the
+evaluation.
 
 What a mini model can make of unknown words: its tokenizer is byte-level, so there is no unknown
 token; a word without a token of its own becomes pieces, down to single bytes. But a trained
@@ -57,10 +59,19 @@ UNHEARD = {"not told": "not told from no wish either", "opposite": "taken for th
 
 
 @lru_cache
-def paraphrases():
-    """``{control: [sentence with slots]}``, as ``wordings.yaml`` holds them."""
+def _file():
     text = (Path(__file__).parent / "wordings.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)
+
+
+def paraphrases():
+    """``{control: [sentence with slots]}``, as ``wordings.yaml`` holds them."""
+    return {control: _file()[control] for control in CONTROLS.values()}
+
+
+def translations():
+    """``{control: {language: [sentence with slots]}}``: the wish in another language."""
+    return _file()["other languages"]
 
 
 def spoken(sentence, control, k, noun):
@@ -167,16 +178,18 @@ def changed_prompt(change, request, catalog, seed):
     return prompts[1] if prompts[1] != prompts[0] else None
 
 
-def worded_requests(requests, catalog, noun, users, seed):
+def worded_requests(requests, catalog, noun, users, seed, languages=False):
     """The single wishes of the evaluation in other words.
 
     Args:
         requests: from ``protocol.request_sets``.
         noun: what an item is called (``data.item_noun``).
         users: how many of each task's users are asked, the same for all wordings.
+        languages: also in other languages.
 
     Returns:
-        ``{"task|kind|wording": [Request]}``; kind is "paraphrase" or "change".
+        ``{"task|kind|wording": [Request]}``; kind is "paraphrase", "change" or "language", whose
+        wording begins with the language's name.
     """
     order = np.random.default_rng([seed, 120]).permutation([r.user for r in requests["I0"]])
     worded = {}
@@ -184,14 +197,17 @@ def worded_requests(requests, catalog, noun, users, seed):
         of_user = {r.user: r for r in requests[task]}
         chosen = sorted([int(u) for u in order if u in of_user][:users])
         asked = [of_user[user] for user in chosen]
-        for sentence in paraphrases()[name]:
+        sentences = {f"paraphrase|{sentence}": sentence for sentence in paraphrases()[name]}
+        for language, own in translations()[name].items() if languages else ():
+            sentences |= {f"language|{language}: {sentence}": sentence for sentence in own}
+        for wording, sentence in sentences.items():
             group = []
             for r in asked:
                 wish = spoken(sentence, r.control, r.k, noun)
                 template = template_of(r.control, r.history)
                 prompt = fill(template, wish, r.history, r.k, catalog)
                 group.append(replace(r, prompt=prompt))
-            worded[f"{task}|paraphrase|{sentence}"] = group
+            worded[f"{task}|{wording}"] = group
         for change in CHANGES:
             prompts = [changed_prompt(change, r, catalog, seed) for r in asked]
             group = [replace(r, prompt=p) for r, p in zip(asked, prompts, strict=True) if p]
@@ -211,7 +227,8 @@ def ask(stage, systems, requests, folder, catalog):
     """
     knobs, seed = stage.profile.evaluation, stage.profile.seed
     noun = stage.profile.data.item_noun
-    worded = worded_requests(requests, catalog, noun, knobs.wording_users, seed)
+    users, languages = knobs.wording_users, knobs.other_languages
+    worded = worded_requests(requests, catalog, noun, users, seed, languages)
     for name in SYSTEMS:
         way = {"free": systems[name]["free"]}
         progress = Progress(stage, f"{name}, other wordings")
@@ -226,9 +243,9 @@ def levels(folder, histories, catalog, data_knobs, knobs, seed):
         knobs: the ``evaluation`` section of a profile.
 
     Returns:
-        DataFrame system, task, kind (trained, paraphrase, change), wording, metric; value with its
-        interval over users (low, high) and their number n; without, the same users' level without a
-        wish; difference with its interval; and verdict: heard, not told, or opposite.
+        DataFrame system, task, kind (trained, paraphrase, change, language), wording, metric; value
+        with its interval over users (low, high) and their number n; without, the same users' level
+        without a wish; difference with its interval; and verdict: heard, not told, or opposite.
     """
     rows = []
     for system in SYSTEMS:
@@ -295,7 +312,13 @@ def table(each):
             "worst": f'"{worst.wording}" {_percent(worst.value)}',
         }
         values = group[group["kind"] == "change"].set_index("wording")["value"]
-        rows.append(row | {c: _percent(values[c]) if c in values else "" for c in CHANGES})
+        row |= {c: _percent(values[c]) if c in values else "" for c in CHANGES}
+        translated = group[group["kind"] == "language"]
+        row |= {f"in {name}": _spread(own["value"]) for name, own in _by_language(translated)}
+        if len(translated):
+            row["other languages told from no wish"] = _count(translated, "heard")
+            row["other languages taken for the opposite"] = _count(translated, "opposite")
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -323,6 +346,16 @@ def sentences(each):
             line += f" The trained words: {UNHEARD[trained.verdict]}."
         elif lost:
             line += f" The trained words are no longer told from no wish with: {', '.join(lost)}."
+        translated = group[group["kind"] == "language"]
+        if len(translated):
+            each_language = [
+                f"{_spread(own['value'])} % in {n}" for n, own in _by_language(translated)
+            ]
+            line += (
+                f" In other languages: {', '.join(each_language)}; of these {len(translated)}, "
+                f"{(translated['verdict'] == 'heard').sum()} are told from no wish and "
+                f"{(translated['verdict'] == 'opposite').sum()} are taken for the opposite."
+            )
         whole, others, _, _ = _parts(both[both["metric"] == "Strict"])
         line += (
             f" Whole answers as asked (Strict): {_percent(whole.value)} % in the trained words, "
@@ -341,6 +374,11 @@ def _parts(group):
     best = next(ranked.itertuples())
     worst = next(ranked[ranked["value"] == ranked["value"].iloc[-1]].itertuples())
     return trained, other, best, worst
+
+
+def _by_language(rows):
+    """``(language, its rows)`` of the wordings in other languages, in the order of the file."""
+    return rows.groupby(rows["wording"].str.split(":").str[0], sort=False)
 
 
 def _percent(value):
