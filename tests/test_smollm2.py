@@ -14,12 +14,16 @@ from recnb import RecnbError, sources
 from recnb.catalog import Catalog
 from recnb.controls import Include, NoControl
 from recnb.instructions.templates import numbered, render
+from recnb.interactions import Histories
+from recnb.lm.base import make_base
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.loading import load_adapted, load_base, smollm2_folder
 from recnb.lm.recommender import LanguageModelRecommender
-from recnb.profile import Sft
+from recnb.profile import Profile, Sft
 from recnb.requests import Request
 from recnb.sft import train_sft
+from recnb.teacher.ranking import Teacher
+from recnb.teacher.training import untrained
 
 FILMS = {
     "The Usual Suspects (1995)": {"Crime"},
@@ -64,6 +68,32 @@ def test_lora_steps_lower_the_loss_and_the_adapter_loads(folder, tmp_path):
     plain, _ = load_base(folder)
     key = "model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(tuned.state_dict()[key], plain.state_dict()[key])
+
+
+def test_films_become_tokens_and_the_base_reads_histories(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("recnb.lm.base.HELD", 2)
+    knobs = {"rank": 2, "steps": 1, "batch_size": 2}
+    model = {"name": "smollm2", "item_tokens": True, "autocast": False}
+    profile = Profile(name="tiny", model=model, base=knobs)
+    teacher = Teacher(untrained(len(CATALOG), profile.teacher))
+    histories = Histories([np.array([1, 2, 3, 4, 5]), np.array([6, 5, 4, 3, 2])])
+    chat = [("What is 2 plus 3?", "5.")]
+    where, description, _ = make_base(profile, tmp_path, histories, CATALOG, chat, teacher, {})
+    assert "6 titles were added" in description
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert size < 8 << 20, "no copy of the model"
+    model, codec = load_base(where)
+    answer = codec.answer(numbered([4, 5, 1], CATALOG))
+    assert len(answer) == 4 + 5 + 5 + 1 and codec.decode(answer) == numbered([4, 5, 1], CATALOG)
+    ordinary = load_base(folder)[0].get_input_embeddings().weight
+    first, count = model.config.item_rows
+    rows = model.get_input_embeddings().weight[first : first + count]
+    # one step moves each number by about the learning rate
+    assert torch.allclose(rows.norm(dim=1), ordinary.norm(dim=1).median().expand(count), atol=0.2)
+    automaton = CatalogAutomaton(codec, CATALOG)
+    request = Request(1, (2, 3), (2, 3, 4), Include("Comedy"), 2, 5)
+    found = LanguageModelRecommender(model, codec, CATALOG, automaton).recommend([request])[0]
+    assert len(set(found.items)) == 2 and set(found.items) <= {1, 5, 6}
 
 
 def test_constrained_lists_of_a_sub_word_model_are_legal(folder):

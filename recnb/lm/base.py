@@ -22,7 +22,7 @@ from recnb.engine.losses import next_token_loss, title_mask
 from recnb.engine.packed import next_logits, side_by_side
 from recnb.instructions.templates import numbered, quoted
 from recnb.lm.item_tokens import RECORD, add_titles, save_base, title_rows
-from recnb.lm.loading import known_codec, load_base, located, mini_model
+from recnb.lm.loading import load_base, load_codec, located, mini_model
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
 from recnb.machine import autocast as faster_in_bfloat16
@@ -242,7 +242,7 @@ def pretrained_base(profile, folder, histories, catalog, chat, teacher, key, log
         ``(description, rows)``, as from ``make_base``.
     """
     name, place, reading = profile.model.name, folder / "base", folder / "histories"
-    codec, first, rows, what = known_codec(name), 0, None, NOTES.get(name, name)
+    codec, first, rows, what = load_codec(located(name)), 0, None, NOTES.get(name, name)
     if profile.model.item_tokens:
         model, _ = load_base(located(name))
         first, words = add_titles(codec.tokenizer, catalog)
