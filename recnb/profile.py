@@ -499,7 +499,7 @@ class Profile(Section):
         if ppo.prompts * ppo.samples % ppo.minibatches or ppo.prompts % many:
             raise ValueError(
                 f"ppo.prompts ({ppo.prompts}) x ppo.samples ({ppo.samples}) must be divisible by "
-                f"ppo.minibatches ({ppo.minibatches}), and ppo.prompts by compute.processes ({many})"
+                f"ppo.minibatches ({ppo.minibatches}), ppo.prompts by compute.processes ({many})"
             )
         if self.model.dtype != "float32" and (sft.rank == 0 or sft.train_embeddings):
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from recnb.controls import Control
+from recnb.controls import Control, from_json
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,19 @@ class Request:
     target: int | None = None
     prompt: str | None = None
     """The request in words of its own; None = in those of ``instructions.templates``."""
+
+    def to_json(self):
+        """The request as plain data."""
+        row = {"user": int(self.user), "k": int(self.k), "prompt": self.prompt}
+        row |= {"history": [int(i) for i in self.history], "seen": [int(i) for i in self.seen]}
+        target = None if self.target is None else int(self.target)
+        return row | {"control": self.control.to_json(), "target": target}
+
+    @classmethod
+    def from_json(cls, row):
+        """What ``to_json`` described."""
+        tuples = {"history": tuple(row["history"]), "seen": tuple(row["seen"])}
+        return cls(**row | tuples | {"control": from_json(row["control"])})
 
 
 @dataclass

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import PartialState
 from datasets import Dataset
@@ -13,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from recnb import RecnbError
+from recnb import RecnbError, workers
 from recnb.artifacts import FINISHED, atomic_path, write_json
 from recnb.engine.losses import next_token_loss, title_mask
 from recnb.engine.optimizer import MuonAndAdamW
@@ -29,7 +30,7 @@ from recnb.engine.shared import (
 from recnb.instructions.checks import fitting
 from recnb.lm.item_tokens import trained_rows
 from recnb.lm.loading import adapted
-from recnb.profile import Compute
+from recnb.profile import Compute, Sft
 
 
 def encode(frame, codec, max_tokens):
@@ -179,7 +180,15 @@ def train_sft(
     """
     folder, compute = Path(folder), compute or Compute()
     if finished(folder, key):
-        return adapted(model, folder / "adapter"), json.loads((folder / "log.json").read_text())
+        return read_back(model, folder, "adapter")
+    if workers.wanted(compute):
+        place = workers.job_folder(folder, key)
+        train.to_parquet(place / "train.parquet")
+        validation.to_parquet(place / "validation.parquet")
+        settings = {"titles": titles, "knobs": knobs.model_dump(mode="json"), "seed": seed}
+        settings |= {"autocast": autocast, "card": card}
+        workers.work_together("sft", model, folder, key, compute, show, settings)
+        return read_back(model, folder, "adapter")
     cuts = [("sft.accumulation", knobs.accumulation), ("the number of processes", processes())]
     refuse_uneven("sft.batch_size", knobs.batch_size, *cuts)
     torch.manual_seed(seed)
@@ -259,6 +268,23 @@ def train_sft(
     end(checkpoints)
     # Without the trainer's autocast: the same model as one that is read back.
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval(), rows
+
+
+def train_sft_job(place, model, codec, folder, settings, with_them):
+    """One worker's part of ``train_sft``, from the job that the notebook wrote."""
+    train_sft(
+        model,
+        codec,
+        pd.read_parquet(place / "train.parquet"),
+        pd.read_parquet(place / "validation.parquet"),
+        folder=folder,
+        **settings | {"knobs": Sft.model_validate(settings["knobs"])} | with_them,
+    )
+
+
+def read_back(model, folder, adapter):
+    """``(model, rows)`` of a training that ended, its adapter put on the model it went out from."""
+    return adapted(model, folder / adapter), json.loads((folder / "log.json").read_text())
 
 
 def finished(folder, key):

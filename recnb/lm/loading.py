@@ -62,14 +62,16 @@ def load_base(folder, dtype="float32"):
     Raises:
         RecnbError: nothing there, or not a causal language model.
     """
-    record = read_record(folder)
-    if record is None:
-        return _load_model(folder, getattr(torch, dtype)), load_codec(folder)
-    codec, model = load_codec(folder), _load_model(located(record["model"]), getattr(torch, dtype))
-    if record["titles"]:
+    record, codec = read_record(folder), load_codec(folder)
+    name = folder if record is None else located(record["model"])
+    model = _load_model(name, getattr(torch, dtype))
+    if record and record["titles"]:
         enlarge(model, record["first"], read_rows(folder, record, model))
     adapter = Path(folder) / "adapter"
-    return (adapted(model, adapter) if adapter.is_dir() else model), codec
+    if record and adapter.is_dir():
+        model = adapted(model, adapter)
+    model.opened = str(folder), [], dtype  # for processes that shall load the same
+    return model, codec
 
 
 def located(name):
@@ -233,6 +235,7 @@ def load_adapted(base_folder, adapters, dtype="float32"):
     model, codec = load_base(base_folder, dtype)
     for adapter in adapters:
         model = adapted(model, adapter)
+    model.opened = str(base_folder), [str(adapter) for adapter in adapters], dtype
     return model, codec
 
 

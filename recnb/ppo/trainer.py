@@ -6,7 +6,6 @@ learning rates, and loading a checkpoint. Actor and critic are two LoRA adapters
 which is the SL model: with adapters off it is the reference of Equation 6.
 """
 
-import json
 import math
 import shutil
 import time
@@ -21,7 +20,9 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from trl import GRPOConfig, GRPOTrainer
 
+from recnb import workers
 from recnb.artifacts import FINISHED, write_json
+from recnb.catalog import Catalog
 from recnb.engine.decoding import decode
 from recnb.engine.losses import chosen_and_entropy
 from recnb.engine.packed import ending_at, pack_answers, packed_attention
@@ -33,14 +34,25 @@ from recnb.engine.shared import (
     refuse_uneven,
     share,
 )
-from recnb.lm.loading import adapted
 from recnb.lm.parsing import parse
 from recnb.lm.recommender import drafting, request_prompt
 from recnb.ppo import ppo_math
 from recnb.ppo.rewards import batch_scores
 from recnb.ppo.trend import Ledger
-from recnb.profile import Compute
-from recnb.sft import History, _printer, checkpoint_folder, end, finished, latest_checkpoint, lora
+from recnb.profile import Compute, Ppo
+from recnb.profile import Teacher as TeacherKnobs
+from recnb.requests import Request
+from recnb.sft import (
+    History,
+    _printer,
+    checkpoint_folder,
+    end,
+    finished,
+    latest_checkpoint,
+    lora,
+    read_back,
+)
+from recnb.teacher.training import knobs_of, load_teacher, save_teacher
 
 LEDGER = "rewards.jsonl"
 
@@ -552,7 +564,16 @@ def train_ppo(
     """
     folder, compute = Path(folder), compute or Compute()
     if finished(folder, key):
-        return adapted(model, folder / "actor"), json.loads((folder / "log.json").read_text())
+        return read_back(model, folder, "actor")
+    if workers.wanted(compute):
+        place = workers.job_folder(folder, key)
+        catalog.to_parquet(place / "catalog.parquet")
+        save_teacher(teacher, place / "teacher.safetensors")
+        settings = {"requests": [request.to_json() for request in requests], "seed": seed}
+        settings |= {"teacher": knobs_of(teacher).model_dump(mode="json"), "autocast": autocast}
+        settings |= {"knobs": knobs.model_dump(mode="json"), "max_new": max_new}
+        workers.work_together("ppo", model, folder, key, compute, show, settings)
+        return read_back(model, folder, "actor")
     torch.manual_seed(seed)
     peft = with_adapters(model, knobs.rank, knobs.alpha)
     prompts = [request_prompt(r, catalog, seed) for r in requests]
@@ -591,6 +612,21 @@ def train_ppo(
         write_json(folder / FINISHED, {"key": key})
     end(checkpoints)
     return model.eval(), trainer.state.log_history
+
+
+def train_ppo_job(place, model, codec, folder, settings, with_them):
+    """One worker's part of ``train_ppo``, from the job that the notebook wrote."""
+    catalog = Catalog.from_parquet(place / "catalog.parquet")
+    shape = TeacherKnobs.model_validate(settings.pop("teacher"))
+    train_ppo(
+        model,
+        codec,
+        [Request.from_json(row) for row in settings.pop("requests")],
+        load_teacher(place / "teacher.safetensors", len(catalog), shape),
+        catalog,
+        folder=folder,
+        **settings | {"knobs": Ppo.model_validate(settings["knobs"])} | with_them,
+    )
 
 
 def sample_answers(model, codec, requests, catalog, knobs, seed, max_new, batch_size=128):

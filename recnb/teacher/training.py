@@ -12,6 +12,7 @@ from scipy import sparse
 from torch.nn import functional as F
 
 from recnb.artifacts import atomic_path
+from recnb.profile import Teacher as Knobs
 from recnb.teacher.popularity import Transitions
 from recnb.teacher.ranking import Teacher, leave_one_out, pad_left
 from recnb.teacher.sasrec import SASRec
@@ -146,6 +147,19 @@ def _step(model, optimizer, sequences):
 def untrained(items, knobs):
     """An untrained SASRec of the profile's shape."""
     return SASRec(items, knobs.width, knobs.layers, knobs.heads, knobs.dropout, knobs.max_length)
+
+
+def knobs_of(teacher):
+    """The knobs of a profile that ``load_teacher`` needs to read this teacher back."""
+    model = teacher.model
+    return Knobs(
+        width=model.item.embedding_dim,
+        layers=len(model.blocks),
+        heads=model.blocks[0].heads,
+        dropout=model.dropout,
+        max_length=model.max_length,
+        transitions=teacher.weight,
+    )
 
 
 def save_teacher(teacher, path):
