@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: reproduce test nightly a11y audit bench lab clean setup
+.PHONY: reproduce test nightly a11y audit bench lab course clean setup
 
 ## The main job: set-up, then nine notebooks on MovieLens-100K and a report.
 reproduce: setup
@@ -56,6 +56,11 @@ bench: setup .venv-bench/.ready .venv-vllm/.ready
 ## The notebooks in JupyterLab.
 lab: setup
 	$(BIN)/jupyter lab notebooks
+
+## A course out of the notebooks: students' and teacher's copies in the folder COURSE (docs/course.md).
+COURSE ?= course
+course: setup
+	$(BIN)/recnb course $(COURSE)
 
 ## Delete the runs (not the reference run) and the environment.
 clean:

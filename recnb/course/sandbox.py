@@ -116,8 +116,11 @@ def readable():
     for folder in folders | packages:
         if folder.is_dir():
             yield from (one for one in folder.iterdir() if not _is_kit(one))
-    yield from map(Path, ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache"))
-    yield from map(Path, ("/dev/null", "/dev/urandom", "/sys/devices/system/cpu"))
+    for folder in map(Path, ("/usr/lib", "/usr/lib64", "/lib", "/lib64")):
+        if folder.is_dir():
+            yield from (one for one in folder.iterdir() if not one.name.startswith("python"))
+    yield from map(Path, ("/etc/ld.so.cache", "/dev/null", "/dev/urandom"))
+    yield Path("/sys/devices/system/cpu")
 
 
 def _is_kit(path):

@@ -247,10 +247,16 @@ def _miss(rng, size):
     return {"k": k, "share": Fraction(int(rng.integers(parts + 1)), parts)}
 
 
+def _share(rng, k):
+    """Tenths, and one time in three a share that asks for a number of items and a half."""
+    if rng.integers(3):
+        return Fraction(int(rng.integers(11)), 10)
+    return Fraction(2 * int(rng.integers(k)) + 1, 2 * k)
+
+
 def _bounds(rng, size):
-    wish = WISHES[1 + size % 5]
-    share = Fraction(int(rng.integers(11)), 10) if size % 5 > 1 else None
-    return {"wish": wish, "share": share, "k": 1 + size // 6}
+    wish, k = WISHES[1 + size % 5], 1 + size // 6
+    return {"wish": wish, "share": _share(rng, k) if size % 5 > 1 else None, "k": k}
 
 
 def _loss_mask(rng, size):
@@ -318,7 +324,7 @@ def _two_wishes(rng, size):
     k = 1 + size // 8
     items = (rng.permutation(30)[:k] + 1).tolist()
     first, second = _some(rng, 30, 12), _some(rng, 30, 8)
-    share = Fraction(int(rng.integers(11)), 10)
+    share = _share(rng, k)
     return {"items": items, "first": first, "second": second, "share": share, "k": k}
 
 
