@@ -455,11 +455,16 @@ class Compute(Section):
     """Tokens in one pass of SL and RL training; a batch is cut into as many passes as that takes,
     and a longer sample has one of its own. 0 = SL: sft.accumulation passes; RL: one."""
     cache_gib: float = Field(0.0, ge=0)
-    """Memory for the keys and values of RL's answers while they are sampled; those that do not fit
-    are sampled after one another. 0 = all together."""
+    """Memory for the keys and values of answers while they are decoded, in RL and evaluation; those
+    that do not fit are decoded after one another. 0 = all together."""
     checkpoint_minutes: float = Field(0.0, ge=0)
     """Minutes between checkpoints of SL and RL, beside sft.checkpoints and ppo.checkpoints; 0 =
     those alone."""
+
+    @property
+    def cache_bytes(self):
+        """``cache_gib`` in bytes."""
+        return int(self.cache_gib * 2**30)
 
 
 class Profile(Section):

@@ -12,6 +12,7 @@ import pandas as pd
 from recnb.controls import Include, NoControl
 from recnb.engine.decoding import beam_search
 from recnb.instructions.templates import numbered, render
+from recnb.lm.loading import at_hand
 from recnb.lm.parsing import parse
 from recnb.lm.recommender import request_prompt
 
@@ -65,7 +66,7 @@ class InstructRec:
     """Answers a request for k titles with the k best beams of a request for one.
 
     Args:
-        model, codec: the tuned model.
+        model, codec: the tuned model; or in its place a function that opens it.
         batch_size: beams decoded together; a request has k.
     """
 
@@ -81,12 +82,12 @@ class InstructRec:
         one = [type(r)(r.user, r.history, r.seen, r.control, 1, r.target) for r in requests]
         prompts = [self.codec.prompt(request_prompt(r, self.catalog, self.seed)) for r in one]
         order = sorted(range(len(requests)), key=lambda i: (requests[i].k, len(prompts[i])))
-        answers, start = [None] * len(requests), 0
+        answers, start, model = [None] * len(requests), 0, at_hand(self.model)
         while start < len(order):
             k = requests[order[start]].k
             part = order[start : start + max(1, self.batch_size // k)]
             rows = [i for i in part if requests[i].k == k]
-            groups = beam_search(self.model, self.codec, [prompts[i] for i in rows], k, self.room)
+            groups = beam_search(model, self.codec, [prompts[i] for i in rows], k, self.room)
             for i, beams in zip(rows, groups, strict=True):
                 titles = [self._title(self.codec.decode(tokens)) for tokens in beams]
                 text = "\n".join(f"{n}. {title}" for n, title in enumerate(titles, start=1))

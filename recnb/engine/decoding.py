@@ -87,7 +87,7 @@ def decode(
     for start in range(0, len(prompts), group):
         part = slice(start, start + group)
         guides = states and states[part], drafts and drafts[part]
-        drawn = None if numbers is None else numbers[part]
+        drawn = None if numbers is None else numbers[part].tolist()
         sampling = temperature, generator, drawn
         answers += _decode_together(model, codec, prompts[part], max_new, *sampling, *guides)
     return answers
@@ -152,8 +152,7 @@ def _due(numbers, running, answers):
 
     The last one stands in for those of tokens that will be cut off.
     """
-    last = numbers.shape[1] - 1
-    return [numbers[row, min(len(answers[row]), last) :].tolist() for row in running]
+    return [numbers[row][len(answers[row]) :] or numbers[row][-1:] for row in running]
 
 
 def _choose(logits, starts, fed, sure, temperature, generator, drawn, eos, states):

@@ -1,5 +1,6 @@
 """Language models by name (mini, SmolLM2 out of a package, Hub id or local folder) and adapters."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def known_codec(knobs):
 
 def _load_model(folder, dtype):
     refuse_code(folder)
+    gc.collect()  # a model that nobody uses may still be held by its trainer, in a circle
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -237,6 +239,31 @@ def load_adapted(base_folder, adapters, dtype="float32"):
         model = adapted(model, adapter)
     model.opened = str(base_folder), [str(adapter) for adapter in adapters], dtype
     return model, codec
+
+
+class OneAtATime:
+    """Opens models of one base, each when it is asked for; the one before goes first.
+
+    Args:
+        base, dtype: as for ``load_adapted``.
+    """
+
+    def __init__(self, base, dtype):
+        self.base, self.dtype = base, dtype
+        self.adapters = self.model = None
+
+    def open(self, adapters):
+        """The base with these adapters, see ``load_adapted``."""
+        if self.adapters != adapters:
+            self.adapters = self.model = None
+            self.model, _ = load_adapted(self.base, adapters, self.dtype)
+            self.adapters = adapters
+        return self.model
+
+
+def at_hand(model):
+    """A model that may stand for a function which opens it."""
+    return model if isinstance(model, torch.nn.Module) else model()
 
 
 def adapted(model, adapter):

@@ -6,6 +6,7 @@ from recnb import RecnbError
 from recnb.engine.decoding import Draft, decode
 from recnb.instructions.templates import render
 from recnb.lm.constrained import CatalogAutomaton
+from recnb.lm.loading import at_hand
 from recnb.lm.parsing import parse
 
 
@@ -22,12 +23,14 @@ class LanguageModelRecommender:
     """A language model that answers requests: ``recommend(requests) -> list[Response]``.
 
     Args:
-        model, codec: from ``recnb.lm.loading``.
+        model, codec: from ``recnb.lm.loading``; or a function in the model's place that opens it
+            when it is asked (``OneAtATime``).
         catalog: ``Catalog``.
         automaton: ``CatalogAutomaton`` for constrained decoding, None for free.
         obey: the automaton also enforces each request's control.
         batch_size: answers decoded together.
         tokens_per_title: most tokens reserved for each line of the answer.
+        cache_bytes: most memory for keys and values while answers are decoded; 0 = no limit.
     """
 
     def __init__(
@@ -40,8 +43,10 @@ class LanguageModelRecommender:
         tokens_per_title=None,
         seed=0,
         obey=False,
+        cache_bytes=0,
     ):
         self.model, self.codec, self.catalog, self.automaton = model, codec, catalog, automaton
+        self.cache_bytes = cache_bytes
         self.draft = None if automaton else drafting(codec, catalog)
         self.batch_size, self.seed, self.obey = batch_size, seed, obey
         lines = [f"\n10. {title}" for title in catalog.titles[1:]]
@@ -74,6 +79,7 @@ def recommend_together(recommenders, requests, progress=lambda done, total: None
         A list of ``Response`` for each recommender, in the order of the requests.
     """
     first = recommenders[0]
+    model = at_hand(first.model)
     prompts = first.codec.prompts([request_prompt(r, first.catalog, first.seed) for r in requests])
     order = sorted(range(len(requests)), key=lambda i: (requests[i].k, len(prompts[i])))
     responses = [[None] * len(requests) for _ in recommenders]
@@ -88,7 +94,9 @@ def recommend_together(recommenders, requests, progress=lambda done, total: None
             asked += [prompts[i] for i in rows]
         room = {i: (requests[i].k + 1) * first.per_line + 1 for i in rows}
         most = max(room.values())
-        answers = iter(decode(first.model, first.codec, asked, most, states=states, drafts=drafts))
+        given = model, first.codec, asked, most
+        room_for = {"cache_bytes": first.cache_bytes}
+        answers = iter(decode(*given, states=states, drafts=drafts, **room_for))
         for answered in responses:
             for i in rows:
                 # An answer without an end must not depend on its neighbours.

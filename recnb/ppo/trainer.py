@@ -268,12 +268,11 @@ class RecPPOTrainer(SharedBatch, GRPOTrainer):
         # Each step has a seed of its own: a resumed training draws what it would have drawn.
         draw = np.random.default_rng([self.seed, 119, self.state.global_step])
         self.generator.manual_seed(int(draw.integers(2**62)))
-        cache_bytes = int(self.compute.cache_gib * 2**30)
+        cache_bytes = self.compute.cache_bytes
         numbers = None
         if processes > 1 or cache_bytes:
             # Drawn for all rows, so that an answer does not depend on what is sampled beside it.
-            size = len(prompts), self.max_new
-            numbers = torch.rand(size, generator=self.generator, device=model.device)[own]
+            numbers = drawn(len(prompts), self.max_new, self.generator)[own]
         both_trainable(model).set_adapter("actor")
         model.eval()
         with rolling_out(model, self.args.bf16):
@@ -521,6 +520,11 @@ def ppo_arguments(knobs, seed, folder, autocast):
     return arguments
 
 
+def drawn(rows, tokens, generator):
+    """The numbers that sample each token of each row, float [rows, tokens], on the CPU."""
+    return torch.rand(rows, tokens, generator=generator, device=generator.device).cpu()
+
+
 def visiting_order(prompts, visits, seed):
     """Which prompt each place of the training has: all of them, then all again, shuffled anew.
 
@@ -629,29 +633,37 @@ def train_ppo_job(place, model, codec, folder, settings, with_them):
     )
 
 
-def sample_answers(model, codec, requests, catalog, knobs, seed, max_new, batch_size=128):
-    """One sampled ``Response`` a request, at the training temperature."""
+def sample_answers(
+    model, codec, requests, catalog, knobs, seed, max_new, batch_size=128, compute=None
+):
+    """One sampled ``Response`` a request, at the training temperature.
+
+    With a budget for the cache (``compute``) other answers are drawn, as with another seed.
+    """
+    cache_bytes = (compute or Compute()).cache_bytes
     generator = torch.Generator(device=model.device).manual_seed(seed)
     draft, responses = drafting(codec, catalog), []
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
         prompts = codec.prompts([request_prompt(r, catalog, seed) for r in batch])
         drafts = [draft(r.k) for r in batch] if draft else None
-        answers = decode(
-            model, codec, prompts, max_new, knobs.temperature, generator, drafts=drafts
-        )
+        numbers = drawn(len(batch), max_new, generator) if cache_bytes else None
+        sampling = max_new, knobs.temperature, generator
+        more = {"drafts": drafts, "numbers": numbers, "cache_bytes": cache_bytes}
+        answers = decode(model, codec, prompts, *sampling, **more)
         responses += [parse(codec.decode(a), catalog, len(a)) for a in answers]
     return responses
 
 
-def sample_rewards(model, codec, requests, teacher, catalog, knobs, seed, max_new):
+def sample_rewards(model, codec, requests, teacher, catalog, knobs, seed, max_new, compute=None):
     """Total reward of one sampled answer a request, at the training temperature.
 
     Returns:
         float array, one value a request (items plus weighted list, no KL): the measure of "did RL
         help" on held-out users.
     """
-    responses = sample_answers(model, codec, requests, catalog, knobs, seed, max_new)
+    asked = model, codec, requests, catalog, knobs, seed, max_new
+    responses = sample_answers(*asked, compute=compute)
     return total_rewards(requests, responses, teacher, catalog, knobs)
 
 
