@@ -1,6 +1,9 @@
 """What makes large models fit: 16-bit weights, recomputed activations, pieces of bounded size."""
 
 import copy
+import gc
+import weakref
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recnb import RecnbError
+from recnb.controls import NoControl
 from recnb.engine import shared
 from recnb.engine.beside import Beside
 from recnb.engine.cache import RaggedCache, feed
@@ -18,13 +22,15 @@ from recnb.engine.losses import next_token_loss
 from recnb.engine.packed import neighbours
 from recnb.engine.shared import EveryMinutes, refuse_uneven, share
 from recnb.instructions.templates import numbered
-from recnb.lm.loading import adapted, mini_model
+from recnb.lm.loading import OneAtATime, adapted, mini_model
+from recnb.lm.recommender import LanguageModelRecommender, drafting
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
 from recnb.ppo import trainer
 from recnb.ppo.prompts import rl_requests
-from recnb.ppo.trainer import ppo_arguments, rolling_out, train_ppo, with_adapters
+from recnb.ppo.trainer import ppo_arguments, rolling_out, sample_answers, train_ppo, with_adapters
 from recnb.profile import Compute, load
+from recnb.requests import Request
 from recnb.sft import train_sft
 
 
@@ -321,8 +327,6 @@ def test_a_small_cache_changes_no_answer(language_model, monkeypatch):
 
 def test_guessing_ahead_samples_the_same_numbers(language_model, world):
     """The n-th token of an answer is drawn by the n-th number, guessed or not."""
-    from recnb.lm.recommender import drafting
-
     model, codec = language_model
     draft = drafting(codec, world[0])
     prompts, numbers = [codec.prompt("films")] * 4, torch.rand(4, 20)
@@ -391,3 +395,43 @@ def test_batches_that_do_not_come_out_even_are_refused(smoke, sft, tmp_path, mon
     with pytest.raises(RecnbError, match=r"ppo.prompts \(4\).*processes \(3\)"):
         ppo_arguments(knobs.model_copy(update={"minibatches": 1}), 0, tmp_path, False)
     assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
+def test_one_model_is_open_at_a_time(language_model, world, tmp_path):
+    model, codec = language_model
+    model.save_pretrained(tmp_path / "base")
+    codec.tokenizer.save_pretrained(tmp_path / "base")
+    other = copy.deepcopy(model)
+    torch.nn.init.zeros_(other.get_decoder().norm.weight)
+    other.save_pretrained(tmp_path / "whole")
+    opening, asked = OneAtATime(str(tmp_path / "base"), "float32"), []
+
+    def opened(adapters):
+        asked.append(adapters)
+        return opening.open(adapters)
+
+    systems = {
+        name: LanguageModelRecommender(partial(opened, adapters), codec, world[0])
+        for name, adapters in (("base", []), ("whole", [tmp_path / "whole"]))
+    }
+    assert not asked, "nothing is opened before it is asked"
+    requests = [Request(0, (1, 2), (1, 2), NoControl(), k) for k in (1, 2)]
+    answers = {name: system.recommend(requests) for name, system in systems.items()}
+    assert answers["base"] == LanguageModelRecommender(model, codec, world[0]).recommend(requests)
+    assert answers["whole"] != answers["base"]
+    first = weakref.ref(opening.open([]))
+    assert opening.open([]) is first()
+    opening.open([tmp_path / "whole"])
+    gc.collect()
+    assert first() is None, "the one before is gone"
+
+
+def test_answers_that_measure_the_reward_do_not_depend_on_the_budget(
+    language_model, world, teacher, smoke
+):
+    requests = rl_requests(
+        6, range(50), world[1], world[0], teacher, smoke.data, 2, 4, np.random.default_rng(0)
+    )
+    given = *language_model, requests, world[0], smoke.ppo, 0, 20, 4
+    large, small = (sample_answers(*given, Compute(cache_gib=size)) for size in (1, 1e-6))
+    assert large == small

@@ -284,9 +284,8 @@ def share_sweep(
         model, codec = load_base(base, dtype)
         frame = share_of_chat(train, share, knobs.samples, seed)
         with tempfile.TemporaryDirectory() as folder:
-            _, log = train_sft(
-                model, codec, frame, validation, titles, sft, seed, folder, autocast=fast
-            )
+            given = model, codec, frame, validation, titles, sft, seed, folder
+            _, log = train_sft(*given, autocast=fast, compute=profile.compute)
             tuned, codec = load_adapted(base, [Path(folder) / "adapter"], dtype)
         loss = [row["eval_loss"] for row in log if "eval_loss" in row][-1]
         found = measure(f"I4 {share:.0%}", tuned, codec, pairs, knobs, seed)

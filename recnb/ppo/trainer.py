@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -178,8 +178,6 @@ class RecPPOTrainer(SharedBatch, GRPOTrainer):
         self.draft = drafting(codec, catalog)
         self.seed, self.generator = seed, torch.Generator(device=model.device)
         self.ledger = None
-        if self.accelerator.num_processes > 1:
-            set_seed(args.seed)  # each process cuts the answers into the same minibatches
 
     def create_optimizer(self, model=None):
         """AdamW with one learning rate for the actor and one for the critic."""
@@ -329,6 +327,8 @@ class RecPPOTrainer(SharedBatch, GRPOTrainer):
                     old["critic"][rows] = values
                 with self._policy(model, piece, None) as (log_probs, _):
                     old[None][rows] = log_probs
+        # The trainer shuffles the answers next: each process must cut the same minibatches.
+        torch.set_rng_state(broadcast_object_list([torch.get_rng_state()])[0])
         log_probs, values, reference = (self.everyones(old[name]) for name in old)
         return log_probs, self.everyones(spread) / mask.sum(), values, reference
 

@@ -40,12 +40,12 @@ LESS_MEMORY = {
     "01_data": "raise data.k_core",
     "02_teacher": "lower teacher.batch_size or teacher.max_length",
     "03_instructions": "lower instructions.sequential, .category, .proportion or .search",
-    "04_sft": "raise sft.accumulation, or lower base.batch_size or model.width",
-    "05_ppo": "raise ppo.minibatches, or lower ppo.prompts, ppo.samples or ppo.k_max",
-    "06_evaluation": "lower evaluation.batch_size",
+    "04_sft": "set compute.micro_tokens, or lower base.batch_size or model.width",
+    "05_ppo": "set compute.micro_tokens, or lower ppo.prompts, ppo.samples or ppo.k_max",
+    "06_evaluation": "lower evaluation.batch_size or compute.cache_gib",
     "07_case_studies": "lower cases.dial_users",
     "08_tallrec": "lower tallrec.batch_size or tallrec.held",
-    "09_general_ability": "raise sft.accumulation, or lower general_ability.batch_size",
+    "09_general_ability": "set compute.micro_tokens, or lower general_ability.batch_size",
 }
 """The knobs behind each notebook's largest arrays."""
 NO_MEMORY = (
