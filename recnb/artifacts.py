@@ -348,6 +348,7 @@ class Stage(Reader):
             "versions": {"python": platform.python_version()} | versions,
             "hardware": hardware(),
             "number_format": machine.recorded(self.profile.model),
+            "compute": self.profile.compute.model_dump(mode="json"),
             "inputs": self.inputs,
             "outputs": outputs,
         }
