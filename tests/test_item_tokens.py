@@ -295,6 +295,21 @@ def test_what_is_saved_is_small_and_loads_as_it_was(made, world, tmp_path, layer
         assert torch.equal(new[first:], old[first:]) == bool(frozen)
 
 
+def test_rows_of_a_16_bit_model_train_in_32_bits_and_load_as_they_answered(made, world, tmp_path):
+    model, codec = load_base(made[1] / "base", "bfloat16")
+    frame, knobs = samples(world[0]), Sft(rank=4, batch_size=4, learning_rate=1e-4, evaluations=1)
+    tuned, _ = train_sft(model, codec, frame, frame[:4], None, knobs, 0, tmp_path, autocast=False)
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    rows = [weight for name, weight in saved.items() if "lora" not in name]
+    assert len(rows) == 2 and all(weight.dtype == torch.float32 for weight in rows)
+    assert all((weight != weight.bfloat16().float()).any() for weight in rows), "small steps count"
+    loaded, _ = load_adapted(made[1] / "base", [tmp_path / "adapter"], "bfloat16")
+    ids = torch.tensor([codec.prompt(frame["prompt"][0]) + codec.answer(frame["completion"][0])])
+    with torch.no_grad():
+        told, expected = loaded(input_ids=ids).logits, tuned(input_ids=ids).logits
+    assert torch.allclose(told, expected, atol=0.05)
+
+
 def test_a_base_reads_is_kept_and_is_loaded_as_it_was(made, world, teacher, pretrained):
     profile, folder, description, rows = made
     assert f"{len(world[0]):,} titles were added" in description and "histories" in description

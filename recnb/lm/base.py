@@ -51,7 +51,10 @@ def draw_text(kind, histories, catalog, chat, window, rng, conversation=False):
     Args:
         conversation: as a pair of prompt and answer, for a model that knows conversations alone.
     """
-    joined = (lambda prompt, answer: (prompt, answer)) if conversation else framed
+
+    def joined(prompt, answer):
+        return (prompt, answer) if conversation else framed(prompt, answer)
+
     if kind == "fact":
         item = int(rng.integers(1, len(catalog) + 1))
         names = ", ".join(sorted(catalog.categories[item])) or "of no category"
