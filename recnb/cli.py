@@ -207,6 +207,44 @@ def doctor(name: ProfileArgument = "laptop", set_: SetOption = []):  # noqa: B00
 
 
 @app.command()
+def plan(
+    name: ProfileArgument = "laptop",
+    set_: SetOption = [],  # noqa: B006
+    gpu_memory: Annotated[
+        float, typer.Option(min=0, help="GiB of a GPU to plan for; 0 = this machine")
+    ] = 0,
+    tflops: Annotated[
+        float, typer.Option(min=0, help="of a GPU in training; 0 = what the paper's reached")
+    ] = 0,
+    tokens: Annotated[
+        float, typer.Option(min=0, help="answer tokens a second of a GPU; 0 = the paper's, by vLLM")
+    ] = 0,
+    users: Annotated[int, typer.Option(min=0, help="of the catalogue; 0 = as known")] = 0,
+    items: Annotated[int, typer.Option(min=0, help="of the catalogue; 0 = as known")] = 0,
+):
+    """Reckon a run through before it is started: steps, tokens, memory, hours, disk, downloads.
+
+    Fails if something does not fit, and says which knob to turn.
+    """
+    from recnb import plan as planning
+
+    resolved = profile.load(name, overrides(set_))
+    if not gpu_memory and (tflops or tokens):
+        raise RecnbError("--tflops and --tokens are for --gpu-memory: say it too")
+    if gpu_memory:
+        hardware = planning.stated(resolved, gpu_memory, tflops, tokens)
+    else:
+        hardware = planning.this_machine(resolved)
+    found = planning.plan(resolved, hardware, users, items)
+    print(visible("\n".join(planning.lines_of(found, hardware))))
+    refusals = found.refusals
+    if not gpu_memory:
+        refusals = refusals + planning.disk_refusals(found)
+    if refusals:
+        raise RecnbError("\n".join([f"{resolved.name} does not fit:", *refusals]))
+
+
+@app.command()
 def status(run_name: RunArgument = "laptop"):
     """Say which notebooks of a run are up to date."""
     from recnb.owner import held_by, owner
@@ -369,8 +407,7 @@ def summarise(
 ):
     """Mean and standard deviation of every number over runs of several seeds.
 
-    Paired effects too: seeds.csv, seeds-primary.csv and seeds-differences.csv lie in the first
-    run's tables, and its report quotes the means.
+    Of paired effects too. They lie in the folder seeds of the first run, whose report quotes them.
     """
     _summarise(runs)
 

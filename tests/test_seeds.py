@@ -90,7 +90,7 @@ def test_a_summary_lies_in_the_first_run(runs):
         effects["mean"][computed], primary["difference"][computed] + 0.001, atol=2e-6
     )
     assert not effects["real"][primary["p corrected"].fillna(1) >= 0.05].any()
-    others = pd.read_csv(runs / "run-seed0" / "tables" / "seeds-differences.csv")
+    others = pd.read_csv(runs / "run-seed0" / "seeds" / "differences.csv")
     assert len(others) == len(pd.read_csv(REFERENCE / "tables" / "differences.csv"))
 
 
@@ -116,7 +116,7 @@ def test_runs_that_are_no_seeds_of_each_other_are_refused(runs):
     other.write_text(yaml.safe_dump(knobs))
     with pytest.raises(RecnbError, match="primary.csv does not exist.*recnb evaluate run-seed1"):
         write_summary(["run-seed0", "run-seed1"])
-    assert not (runs / "run-seed0" / "tables" / "seeds.csv").exists()
+    assert not (runs / "run-seed0" / "seeds").exists()
 
 
 def test_the_report_quotes_means_over_seeds(runs, capsys):
@@ -128,6 +128,6 @@ def test_the_report_quotes_means_over_seeds(runs, capsys):
     page = (first / "report.html").read_text(encoding="utf-8")
     assert "means over 2 runs of the same settings" in page and "(seeds\n0, 1)" in page
     assert "The same comparisons over 2 seeds" in page and "± 0.14 points" in page
-    assert "seeds-primary.csv" in capsys.readouterr().out
+    assert "seeds/primary.csv" in capsys.readouterr().out
     only = (REFERENCE / "report.html").read_text(encoding="utf-8")
-    assert "The same comparisons over" not in only or (REFERENCE / "tables/seeds.json").exists()
+    assert "The same comparisons over" not in only or (REFERENCE / "seeds/runs.json").exists()

@@ -1,7 +1,7 @@
 """Several runs that differ in their seed: what all of them show, and how far they lie apart.
 
 One seed is one draw of everything: base, samples, answers. ``recnb summarise`` writes the summary
-into the first run's ``tables/`` and makes its report again, which then quotes means over the seeds.
+into the first run's ``seeds/`` and makes its report again, which then quotes means over the seeds.
 """
 
 import json
@@ -13,7 +13,7 @@ from recnb import profile as profiles
 from recnb.artifacts import atomic_path, existing_run, read_manifest
 from recnb.evaluation.primary import p_text, percent
 
-NAMES = ("seeds.csv", "seeds-primary.csv", "seeds-differences.csv")
+FOLDER, ABOUT = "seeds", "runs.json"
 COMPARED = {"seed", "seeds", "variants", "name"}
 """Keys of a profile in which runs of one summary may differ."""
 
@@ -62,15 +62,15 @@ def effects_over_seeds(frames, keys=("name", "claim", "a", "b", "task", "metric"
 
 
 def write_summary(runs):
-    """Summarise runs; the files lie in the first one's ``tables/``.
+    """Summarise runs; the files lie in the first one's ``seeds/``.
 
     Args:
         runs: names of finished runs of one profile, each with another seed.
 
     Returns:
-        List of the paths written: ``seeds.csv`` (every number), ``seeds-primary.csv`` and
-        ``seeds-differences.csv`` (paired effects, the fixed family and all others), and
-        ``seeds.json``, which says what runs they were.
+        List of the paths written: ``metrics.csv`` (every number), ``primary.csv`` and
+        ``differences.csv`` (paired effects, the fixed family and all others), and ``runs.json``,
+        which says what runs they were.
 
     Raises:
         RecnbError: a run has no tables, two have the same seed or differ in another knob.
@@ -88,24 +88,21 @@ def write_summary(runs):
                     "from the answers"
                 )
         frames[name] = [pd.read_csv(path) for path in paths]
-    written = [
-        over_seeds(frames["metrics.csv"]),
-        effects_over_seeds(frames["primary.csv"]),
-        effects_over_seeds(
-            frames["differences.csv"], ("table", "a", "b", "task", "metric", "family")
-        ),
-    ]
-    paths = []
-    for name, table in zip(NAMES, written, strict=True):
-        paths.append(folders[0] / "tables" / name)
-        with atomic_path(paths[-1]) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6f")
+    metrics, primary, differences = frames.values()
+    others = ("table", "a", "b", "task", "metric", "family")
+    tables = (
+        over_seeds(metrics),
+        effects_over_seeds(primary),
+        effects_over_seeds(differences, others),
+    )
     manifest = read_manifest(folders[0] / "06_evaluation", "06_evaluation")
     about = {"runs": list(runs), "seeds": seeds, "fingerprint": manifest["fingerprint"]}
-    paths.append(folders[0] / "tables" / "seeds.json")
-    with atomic_path(paths[-1]) as temporary:
-        temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
-    return paths
+    with atomic_path(folders[0] / FOLDER) as temporary:
+        temporary.mkdir()
+        for name, table in zip(frames, tables, strict=True):
+            table.to_csv(temporary / name, index=False, float_format="%.6f")
+        (temporary / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    return [folders[0] / FOLDER / name for name in (*frames, ABOUT)]
 
 
 def read_summary(folder):
@@ -115,18 +112,18 @@ def read_summary(folder):
         folder: of the run.
 
     Returns:
-        ``(seeds, metrics, effects)``: the runs' seeds; ``seeds.csv`` with its means as ``value``,
-        so that whatever reads ``metrics.csv`` reads it; ``seeds-primary.csv``. Or None: there is no
-        summary, or it was made before the run's evaluation was.
+        ``(seeds, metrics, effects)``: the runs' seeds; every number, its mean as ``value``, so that
+        whatever reads a run's ``metrics.csv`` reads it; the effects of the fixed family. Or None:
+        there is no summary, or it was made before the run's evaluation was.
     """
-    path = folder / "tables" / "seeds.json"
+    path = folder / FOLDER / ABOUT
     if not path.is_file():
         return None
     about = json.loads(path.read_text(encoding="utf-8"))
     manifest = read_manifest(folder / "06_evaluation", "06_evaluation")
     if about["fingerprint"] != manifest["fingerprint"]:
         return None
-    metrics, effects = (pd.read_csv(folder / "tables" / name) for name in NAMES[:2])
+    metrics, effects = (pd.read_csv(path.with_name(f"{n}.csv")) for n in ("metrics", "primary"))
     return about["seeds"], metrics.rename(columns={"mean": "value"}), effects
 
 
