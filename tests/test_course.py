@@ -185,6 +185,17 @@ def test_inputs_come_from_the_seed():
         assert shown[0] == shown[1] != shown[2]
 
 
+def test_the_page_lists_exercises_and_points():
+    text = (root() / "docs" / "course.md").read_text(encoding="utf-8")
+    points = sum(task.points for task in tasks.TASKS)
+    assert f"{len(NAMES)} functions in nine notebooks, {points} points" in text
+    rows = re.findall(r"\| (\d\.\d) \| (\w+) \| (\d+) \|", text)
+    assert sorted(rows) == [(t.number, t.name, str(t.points)) for t in tasks.TASKS]
+    assert f"on {tasks.CASES} inputs" in text and f"draws {tasks.CASES} inputs" in text
+    assert f"up to {len(NAMES)} times the limit of {grading.SECONDS:g} seconds" in text
+    assert grading.MEMORY == 1 << 30 and "memory: 1 GiB beyond" in text
+
+
 BY_HAND = [
     ("core", ([(1, "a"), (1, "b"), (2, "a"), (2, "b"), (3, "b"), (3, "c"), (4, "c")], 2),
      [(1, "a"), (1, "b"), (2, "a"), (2, "b")]),
@@ -342,6 +353,20 @@ def test_a_course_is_never_written_over(course):
     assert sorted(path for path in course.rglob("*")) == before
 
 
+def test_in_nbgraders_way_a_student_can_patch_the_tests(course, monkeypatch):
+    """Why docs/course.md prefers ``recnb grade``: these tests run in the student's kernel."""
+    monkeypatch.setattr(tasks, "expect_right", tasks.expect_right)
+    space = {}
+    exec("from recnb.course import tasks\ntasks.expect_right = lambda *a: None", space)
+    exec("def my_ndcg(items, target, k):\n    return 7", space)
+    (cell,) = [
+        cell.source
+        for cell in cells_of(course / "source" / "recnb" / "02_teacher.ipynb")
+        if cell.metadata.get("nbgrader", {}).get("grade_id") == "tests-2-1"
+    ]
+    exec(cell, space)  # no AssertionError
+
+
 # ---- grading
 
 
@@ -424,7 +449,8 @@ BAD = {
     "a loop outside": (ask_holm("return p", "while True: pass"), "no answer within 1 s"),
     "a memory bomb": (ask_holm("x = [0] * 10**10; return p"), "it raised MemoryError"),
     "a slow memory bomb": (
-        ask_holm("x = []\n    while True: x.append(bytearray(1 << 26))"), "it raised MemoryError|no answer within 1 s"
+        ask_holm("x = []\n    while True: x.append(bytearray(1 << 26))"),
+        "it raised MemoryError|no answer within 1 s",
     ),
     "sys.exit": (ask_holm("import sys; sys.exit(0)"), "it raised SystemExit: 0"),
     "sys.exit at once": (ask_holm("return p", "import sys; sys.exit()"), "it raised SystemExit"),
