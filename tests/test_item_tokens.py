@@ -13,6 +13,7 @@ import torch
 from peft import get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy.linalg import orthogonal_procrustes
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -23,7 +24,7 @@ from recnb.engine.decoding import decode
 from recnb.instructions.templates import numbered, quoted
 from recnb.lm.base import make_base
 from recnb.lm.constrained import CatalogAutomaton
-from recnb.lm.item_tokens import RIDGE, ROWS, add_titles, enlarge, initial_rows, trained_rows
+from recnb.lm.item_tokens import ROWS, add_titles, enlarge, initial_rows, trained_rows
 from recnb.lm.loading import load_adapted, load_base, load_codec
 from recnb.lm.parsing import parse
 from recnb.lm.recommender import LanguageModelRecommender
@@ -108,10 +109,14 @@ def test_rows_are_words_and_the_teachers_vector_at_equal_size(rng):
     said = np.array([np.mean([table[i] for i in ids], axis=0) for ids in words])
     middle = said.mean(0)
     z = vectors - vectors.mean(0)
-    z /= z.std(ddof=1)
-    # Least squares with a ridge is least squares with w more rows that ask for W = 0.
-    more = np.vstack([z, np.sqrt(RIDGE * 20) * np.eye(5)])
-    weights, *_ = np.linalg.lstsq(more, np.vstack([said - middle, np.zeros((5, 12))]), rcond=None)
+    turn, _ = orthogonal_procrustes(np.hstack([z, np.zeros((20, 7))]), said - middle)
+    weights = turn[:5]
+    assert np.allclose(weights @ weights.T, np.eye(5)), "distances stay"
+    others = [np.linalg.qr(rng.normal(size=(12, 5)))[0].T for _ in range(300)]
+    others += [np.linalg.qr((weights + 0.01 * o).T)[0].T for o in others]
+    others = [other * np.sign((other * weights).sum(1, keepdims=True)) for other in others]
+    misses = [np.square(said - middle - z @ other).sum() for other in [weights, *others]]
+    assert np.argmin(misses) == 0, "no other turn comes nearer to the words"
 
     def size(rows):
         return np.sqrt(np.mean([row @ row for row in rows]))

@@ -7,16 +7,20 @@ parted: then the output rows can be trained while all below a layer stays as it 
 What a new row starts as (``initial_rows``), at the input and at the output alike:
 
     words    s_i     mean of the vectors of the title's sub-words, less the mean over all titles, m
-    teacher  W z_i   z_i is the teacher's item vector, centred; W [w, d] minimises
-                     sum_i |s_i - W z_i|^2 + RIDGE * N * |W|^2     (z scaled to variance 1)
+    teacher  W z_i   z_i is the teacher's item vector less the mean; W [d, w], whose columns are
+                     orthonormal (its rows where w > d), minimises sum_i |s_i - W z_i|^2
     row_i            m + both parts, brought to equal size
 
-The words say what a title is about, the teacher who chooses it. The teacher's space has nothing in
-common with the model's, so W is fitted to the words: it sends "chosen by the same people" to where
-the model has words that such titles share. It is a linear least-squares problem with one solution;
-nothing is drawn. A mean of sub-words is shorter than a sub-word and teacher vectors have a scale of
-their own, so the sum gets the spread of ordinary rows, and each row their median length: a longer
-output row would be a likelier title in every place.
+The words say what a title is about, the teacher who chooses it. Of all turns of the teacher's space
+into the model's, W is the one that comes nearest to the words: "chosen by the same people" lies, as
+far as it can, where the model has words that such titles share, and nothing is drawn. Only turns
+are allowed because the two have little to do with each other: a free W (ridge least squares)
+explains an eighth of the words' variance on MovieLens and loses more than half of the teacher's
+neighbours on the way; a turn keeps every distance (benchmarks/LOG.md, twelfth round).
+
+A mean of sub-words is shorter than a sub-word and teacher vectors have a scale of their own, so the
+sum gets the spread of ordinary rows, and each row their median length: a longer output row would be
+a likelier title in every place.
 """
 
 import json
@@ -30,8 +34,6 @@ from tokenizers import AddedToken
 from recnb import RecnbError
 from recnb.artifacts import write_json
 
-RIDGE = 0.1
-"""Weight of W's size against the fit, in units of the variance of N teacher vectors."""
 RECORD, ROWS = "pretrained.json", "rows.safetensors"
 """In a base's folder: which model it goes out from, and the rows of its titles."""
 
@@ -107,9 +109,8 @@ def initial_rows(table, words, vectors):
     said = said - middle
     z = vectors.detach().double().cpu()
     z = z - z.mean(0)
-    z = z / z.std().clamp(min=1e-12)
-    within = z.T @ z + RIDGE * len(z) * torch.eye(z.shape[1], dtype=z.dtype)
-    fitted = (z @ torch.linalg.solve(within, z.T @ said.double())).float()  # [N, d]
+    left, _, right = torch.linalg.svd(z.T @ said.double(), full_matrices=False)
+    fitted = (z @ left @ right).float()  # [N, d]; the nearest turn (Procrustes)
     parts = said / _size(said) + fitted / _size(fitted)
     rows = middle + parts / _size(parts) * _size(table - table.mean(0))
     return rows * (table.norm(dim=1).median() / rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
