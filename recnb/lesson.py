@@ -9,8 +9,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from recnb import plots
+from recnb import plots, text_safety
 from recnb.ppo.ppo_math import gae
+from recnb.teacher.sasrec import causal_mask
 
 LINES = 30
 """A lesson shows no function longer than this: what is longer is no lesson."""
@@ -95,6 +96,68 @@ def clipping(clip=0.2):
         "Objective of one token against the ratio of its new to its old probability. With a good "
         f"advantage it rises with the ratio and stays flat above {1 + clip:g}; with a bad one it "
         f"falls with the ratio and stays flat below {1 - clip:g}."
+    )
+    figure.tight_layout()
+    return figure
+
+
+@torch.no_grad()
+def attention_weights(model, items):
+    """How much each place of a history looks at each other one.
+
+    Args:
+        model: ``SASRec`` in evaluation mode.
+        items: L ids, oldest first, at most ``model.max_length``.
+
+    Returns:
+        float [layers, heads, L, L]; row i says where place i looks, and sums to 1.
+    """
+    device = model.item.weight.device
+    sequence = torch.tensor([items], device=device)
+    length = sequence.shape[1]
+    places = torch.arange(model.max_length - length, model.max_length, device=device)
+    x = model.item(sequence) + model.position(places)
+    mask, found = causal_mask(sequence.ne(0))[:, None], []
+    for block in model.blocks:
+        parts = block.qkv(block.norm1(x)).view(1, length, 3, block.heads, -1)
+        q, k, _ = parts.permute(2, 0, 3, 1, 4)  # [1, heads, L, width of a head] each
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        found.append(scores.masked_fill(~mask, -torch.inf).softmax(-1)[0])
+        x = block(x, mask)
+    return torch.stack(found).cpu()
+
+
+def attention(model, items, titles):
+    """Map of the teacher's attention over one history: mean over the heads of the last layer.
+
+    Args:
+        model: ``SASRec``.
+        items: ids, oldest first.
+        titles: title of each id.
+
+    Returns:
+        Figure; a square says in words what its shade says, in per cent.
+    """
+    weights = 100 * attention_weights(model, items)[-1].mean(0).numpy()
+    names = [text_safety.figure(titles[item])[:24] for item in items]
+    size = 0.36 * len(items) + 1.8
+    figure, axis = plt.subplots(figsize=(size, size - 0.4))
+    axis.imshow(weights, cmap="Blues", vmin=0, vmax=100)
+    for row in range(len(items)):
+        for column in range(row + 1):
+            share = weights[row, column]
+            color = "white" if share > 50 else plots.BLACK
+            style = {"ha": "center", "va": "center", "fontsize": plots.SMALL, "color": color}
+            axis.text(column, row, f"{share:.0f}", **style)
+    axis.set_xticks(range(len(items)), names, rotation=60, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(items)), names)
+    axis.grid(False)
+    axis.set(title="Where each place looks, %", xlabel="at this title", ylabel="after this title")
+    last = weights[-1]
+    most = ", ".join(f"{names[i]} {last[i]:.0f} %" for i in np.argsort(-last, kind="stable")[:3])
+    axis.set_label(
+        f"Map of attention over {len(items)} titles, oldest first, a lower triangle: no place "
+        f"looks at a later one. After the last title, {names[-1]}, it looks most at {most}."
     )
     figure.tight_layout()
     return figure

@@ -4,12 +4,15 @@ import json
 import math
 import re
 
+import matplotlib.pyplot as plt
 import pytest
+import torch
 
 from recnb.controls import AtMost
-from recnb.lesson import clipping, credit, source
+from recnb.lesson import attention, attention_weights, clipping, credit, source
 from recnb.ppo import ppo_math, trainer
 from recnb.profile import STAGES, root
+from recnb.teacher import sasrec
 
 
 def test_code_is_shown_as_it_stands_without_its_docstring():
@@ -42,6 +45,33 @@ def test_past_the_clip_nothing_is_gained():
     good, bad = (line.get_ydata() for line in figure.axes[0].lines[:2])
     assert good.max() == pytest.approx(1.2) and good[-1] == good.max()
     assert bad.max() == pytest.approx(-0.8) and bad[0] == bad.max() and bad[-1] == -1.5
+
+
+def test_the_attention_shown_is_the_one_that_predicts(teacher, monkeypatch):
+    """The weights, applied to the values, give what the model's own attention gives."""
+    seen, model = [], teacher.model
+
+    def watched(q, k, v, attn_mask):
+        seen.append((v, attend(q, k, v, attn_mask=attn_mask)))
+        return seen[-1][1]
+
+    attend = sasrec.F.scaled_dot_product_attention
+    monkeypatch.setattr(sasrec.F, "scaled_dot_product_attention", watched)
+    weights = attention_weights(model, [5, 9, 2, 7])
+    assert weights.shape == (len(model.blocks), model.blocks[0].heads, 4, 4)
+    assert torch.allclose(weights.sum(-1), torch.ones(weights.shape[:-1]), atol=1e-6)
+    assert weights.triu(1).eq(0).all()
+    for layer, (values, mixed) in zip(weights, seen, strict=True):
+        assert torch.allclose(layer @ values[0], mixed[0], atol=1e-5)
+
+
+def test_a_map_of_attention_shows_each_share_in_figures(teacher, world):
+    figure = attention(teacher.model, [5, 9, 2], world[0].titles)
+    (axis,) = figure.axes
+    assert len(axis.texts) == 6 and axis.texts[0].get_text() == "100"
+    told = axis.get_label()
+    assert world[0].titles[2][:24] in told and "3 titles, oldest first" in told
+    plt.close(figure)
 
 
 MINUTES = {
