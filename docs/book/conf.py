@@ -1,0 +1,51 @@
+"""Sphinx's settings of the book; docs/book/prepare.py writes the pages that it reads."""
+
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# autodoc imports the kit, whose packages lie in the other environment: behind the book's own.
+own = sysconfig.get_paths(vars={"base": str(ROOT / ".venv"), "platbase": str(ROOT / ".venv")})
+sys.path += [str(ROOT), own["purelib"]]
+
+project = "recnb"
+author = "recnb"
+copyright = "the authors of recnb, MIT licence"
+html_title = "Controllable recommendation with language models"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+root_doc = "docs/book/index"
+templates_path = []
+
+nb_execution_mode = "off"
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_default_options = {
+    "members": True,
+    "show-inheritance": False,
+    "ignore-module-all": True,
+    "exclude-members": "model_config, model_post_init",
+}
+napoleon_numpy_docstring = False
+
+html_theme = "sphinx_book_theme"
+html_css_files = ["book.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_last_updated_fmt = None
+mathjax_path = "tex-svg.js"
+html_theme_options = {
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "show_toc_level": 2,
+    "max_navbar_depth": 2,
+}
+
+
+def setup(app):
+    """What prepare.py made beside the pages; Sphinx would look for it beside this file."""
+    app.config.html_static_path = [str(app.srcdir / "_static")]
+    app.config.html_extra_path = [str(app.srcdir / "_extra")]
