@@ -146,7 +146,7 @@ def attention(model, items, titles):
     for row in range(len(items)):
         for column in range(row + 1):
             share = weights[row, column]
-            color = "white" if share > 50 else plots.BLACK
+            color = "white" if share > 70 else plots.BLACK
             style = {"ha": "center", "va": "center", "fontsize": plots.SMALL, "color": color}
             axis.text(column, row, f"{share:.0f}", **style)
     axis.set_xticks(range(len(items)), names, rotation=60, ha="right", rotation_mode="anchor")
