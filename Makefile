@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: reproduce test nightly a11y audit bench lab course clean setup
+.PHONY: reproduce test nightly a11y audit bench lab panel course clean setup
 
 ## The main job: set-up, then nine notebooks on MovieLens-100K and a report.
 reproduce: setup
@@ -18,7 +18,7 @@ test: setup
 	$(BIN)/ruff format --check recnb tests benchmarks notebooks
 	$(BIN)/ruff check recnb tests benchmarks notebooks
 	$(BIN)/python -m pytest -q tests
-	d=$$(mktemp -d) && RECNB_RUNS=$$d $(BIN)/python -m pytest -q --nbval --nbval-kernel-name python3 notebooks; r=$$?; rm -rf $$d; exit $$r
+	d=$$(mktemp -d) && RECNB_RUNS=$$d RECNB_WIDGETS=static $(BIN)/python -m pytest -q --nbval --nbval-kernel-name python3 notebooks; r=$$?; rm -rf $$d; exit $$r
 
 ## What takes too long for every change: 10,000 generated cases a property, kill and resume.
 nightly: setup
@@ -72,6 +72,10 @@ lab: setup
 COURSE ?= course
 course: setup
 	$(BIN)/recnb course $(COURSE)
+
+## The widgets of the lessons as one page, without cells and code, at http://127.0.0.1:8866 (Ctrl-C ends it).
+panel: setup
+	JUPYTER_PATH=$(VENV)/share/jupyter $(BIN)/voila docs/panel/panel.ipynb --no-browser --Voila.ip=127.0.0.1 --port=8866
 
 ## Delete the runs (not the reference run) and the environment.
 clean:

@@ -92,6 +92,7 @@ def execute(stage, profile_path, run_folder):
             "it, for example with git checkout"
         )
     os.environ["RECNB_RUNS"] = str(run_folder.parent)  # where the kernel finds the run's name
+    os.environ["RECNB_WIDGETS"] = "static"  # nobody moves a slider here
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     for name, value in (KEPT_MEMORY | SHORT_WAITS).items():  # heeded by the kernel, a new process
         os.environ.setdefault(name, value)
