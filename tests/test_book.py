@@ -63,9 +63,7 @@ def test_each_question_is_answered_where_the_quiz_says():
         assert place in found, entry["place"]
         for words in entry["says"]:
             assert words.lower() in found[place][1].lower(), f"{entry['place']} lacks {words!r}"
-        assert entry["answer"].strip() and entry["question"].strip().endswith(
-            ("?", "catch it, and why?")
-        )
+        assert entry["answer"].strip() and entry["question"].strip()
 
 
 def test_a_question_without_its_section_is_found(monkeypatch):
