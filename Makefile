@@ -75,7 +75,7 @@ course: setup
 
 ## The widgets of the lessons as one page, without cells and code, at http://127.0.0.1:8866 (Ctrl-C ends it).
 panel: setup
-	JUPYTER_PATH=$(VENV)/share/jupyter $(BIN)/voila docs/panel/panel.ipynb --no-browser --Voila.ip=127.0.0.1 --port=8866
+	JUPYTER_PATH=docs/panel:$(VENV)/share/jupyter $(BIN)/voila docs/panel/panel.ipynb --template=panel --no-browser --Voila.ip=127.0.0.1 --port=8866
 
 ## Delete the runs (not the reference run) and the environment.
 clean:
