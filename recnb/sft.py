@@ -43,9 +43,10 @@ def encode(frame, codec, max_tokens):
         RecnbError: too many samples are longer than ``max_tokens``.
     """
     pairs, left_out = fitting(frame, codec, max_tokens)
-    ids = [question + answer for question, answer in pairs]
     masks = [[0] * len(question) + [1] * len(answer) for question, answer in pairs]
-    return Dataset.from_dict({"input_ids": ids, "completion_mask": masks}), left_out
+    for row, (question, answer) in enumerate(pairs):  # in place: the set is large
+        pairs[row] = question + answer
+    return Dataset.from_dict({"input_ids": pairs, "completion_mask": masks}), left_out
 
 
 class CompletionTrainer(SharedBatch, SFTTrainer):
