@@ -1,8 +1,17 @@
 """What the widgets draw is what the kit computes; moving a control changes the picture."""
 
 import itertools
+import json
 import math
+import os
 import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -11,6 +20,7 @@ import pytest
 from recnb import RecnbError, widgets
 from recnb.controls import About
 from recnb.lm.parsing import parse
+from recnb.profile import root
 from recnb.widgets import live, pictures
 
 NAMES = ["rewards", "credit", "label_filter", "trie"]
@@ -228,3 +238,97 @@ def test_a_list_is_written_by_its_buttons():
     press("Heat")
     press("start again")
     assert found.tokens == ()
+
+
+# The panel in a browser, and the environments that serve it.
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def test_binder_gets_the_versions_of_the_lock():
+    """environment.yml, which Binder and conda read, has the lock's pins and the kit itself."""
+    text = (root() / "environment.yml").read_text(encoding="utf-8")
+    entries = [line.strip().removeprefix("- ") for line in text.split("- pip:\n")[1].splitlines()]
+    lock = (root() / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lock if line and not line.startswith("#")]
+    assert entries[-1] == "-e ." and sorted(entries[:-1]) == sorted(pins)
+
+
+class Browser:
+    """Chromium, told over two pipes what to do (its DevTools protocol)."""
+
+    def __init__(self, folder):
+        down, self.down = os.pipe()
+        self.up, up = os.pipe()
+        shell = f'exec "$@" 3<&{down} 4>&{up}'  # the numbers that Chromium reads and writes
+        command = ["bash", "-c", shell, "bash", CHROMIUM, "--headless", "--no-sandbox"]
+        command += ["--disable-gpu", f"--user-data-dir={folder}", "--remote-debugging-pipe"]
+        with open(os.devnull, "w") as nowhere:
+            self.process = subprocess.Popen(command, pass_fds=(down, up), stderr=nowhere)
+        os.close(down)
+        os.close(up)
+        self.rest, self.number, self.asked, self.session = b"", 0, [], {}
+        target = self.tell("Target.createTarget", url="about:blank")["targetId"]
+        found = self.tell("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = {"sessionId": found["sessionId"]}
+
+    def tell(self, method, **parameters):
+        """Send one command; its result. Addresses that the page asks meanwhile are kept."""
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters} | self.session
+        os.write(self.down, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self.rest:
+                data = os.read(self.up, 1 << 20)
+                assert data, "Chromium has ended"
+                self.rest += data
+            line, self.rest = self.rest.split(b"\0", 1)
+            event = json.loads(line)
+            if event.get("method") == "Network.requestWillBeSent":
+                self.asked.append(event["params"]["request"]["url"])
+            if event.get("method") == "Network.webSocketCreated":
+                self.asked.append(event["params"]["url"])
+            if event.get("id") == self.number:
+                return event["result"]
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not CHROMIUM, reason="Chromium, the browser of this test, is not installed")
+def test_the_panel_shows_five_pictures_and_asks_no_other_host(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    paths = [str(root() / "docs" / "panel"), str(Path(sys.prefix) / "share" / "jupyter")]
+    environment = os.environ | {"JUPYTER_PATH": os.pathsep.join(paths), "RECNB_WIDGETS": "live"}
+    command = [sys.executable, "-m", "voila", str(root() / "docs" / "panel" / "panel.ipynb")]
+    command += ["--template=panel", "--no-browser", "--Voila.ip=127.0.0.1", f"--port={port}"]
+    log, browser = tmp_path / "voila.log", None
+    with open(log, "w") as written:
+        server = subprocess.Popen(command, env=environment, stdout=written, stderr=written)
+    try:
+        deadline = time.monotonic() + 400
+        while "running at" not in log.read_text():
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(1)
+        browser = Browser(tmp_path / "profile")
+        browser.tell("Network.enable")
+        browser.tell("Page.navigate", url=f"http://127.0.0.1:{port}/")
+        count = "document.querySelectorAll('p[aria-live]').length"
+        shown = 0
+        while shown < 5:
+            assert time.monotonic() < deadline, f"{shown} of 5 pictures: {log.read_text()}"
+            time.sleep(1)
+            shown = browser.tell("Runtime.evaluate", expression=count)["result"].get("value", 0)
+        said = browser.tell("Runtime.evaluate", expression="document.body.innerText")
+    finally:
+        if browser:
+            browser.process.terminate()
+            browser.process.wait(60)
+        server.terminate()
+        server.wait(60)
+    for words in ("passed over", "The whole list earns", "lambda", "may come", "one title of ten"):
+        assert words in said["result"]["value"]
+    asked = [urlsplit(url) for url in browser.asked]
+    others = {url.geturl()[:200] for url in asked if url.scheme not in ("data", "blob")}
+    others = {url for url in others if urlsplit(url).netloc != f"127.0.0.1:{port}"}
+    assert len(asked) > 20 and not others
