@@ -1,5 +1,6 @@
 """Sphinx's settings of the book; docs/book/prepare.py writes the pages that it reads."""
 
+import re
 import sys
 import sysconfig
 from pathlib import Path
@@ -30,6 +31,9 @@ autodoc_default_options = {
     "exclude-members": "model_config, model_post_init",
 }
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+# Words such as "users" in a docstring's types are words, not links to one of several attributes.
+suppress_warnings = ["ref.python"]
 
 html_theme = "sphinx_book_theme"
 html_css_files = ["book.css"]
@@ -45,7 +49,27 @@ html_theme_options = {
 }
 
 
+def for_docutils(app, what, name, thing, options, lines):
+    """Blocks set off by indentation stay as they are set; a letter may follow code at once."""
+    before, inside = 0, False
+    marked = []
+    for place, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if line.strip():
+            if inside and indent <= before:
+                inside = False
+            if not inside and place and not lines[place - 1].strip() and indent > before:
+                inside = True
+                marked += [" " * before + "::", ""]
+            if not inside:
+                before = indent
+                line = re.sub(r"(``[^`]+``)(?=\w)", r"\1\\ ", line)
+        marked.append(line)
+    lines[:] = marked
+
+
 def setup(app):
     """What prepare.py made beside the pages; Sphinx would look for it beside this file."""
+    app.connect("autodoc-process-docstring", for_docutils, priority=400)  # before napoleon's 500
     app.config.html_static_path = [str(app.srcdir / "_static")]
     app.config.html_extra_path = [str(app.srcdir / "_extra")]
