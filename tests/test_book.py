@@ -276,13 +276,15 @@ def code(source, *outputs, tags=()):
 def test_a_chapter_keeps_what_a_reader_needs(tmp_path):
     out = nbformat.v4.new_output
     picture = out("display_data", {"image/png": PIXEL}, metadata={"image/png": {"alt": 'a "<b>'}})
+    view = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "VBox()"}
+    widget = out("display_data", view)
     cells = [
         nbformat.v4.new_markdown_cell(
             "# A\n[x](../recnb/sft.py) [y](02_teacher.ipynb) [z](../LICENSE)"
         ),
         code('profile = "smoke"', tags=["parameters"]),
         code('profile = "/home/me/laptop.yaml"', tags=["injected-parameters"]),
-        code("1", out("stream", name="stderr", text="noise"), picture),
+        code("1", out("stream", name="stderr", text="noise"), widget, picture),
         code("2", out("stream", text="in /tmp/abc/run/tables and 3/4 of https://a.b/home/c\n")),
         code("_ = stage.finish({})"),
         code("_ = check.leave_one_out(my_leave_one_out)", tags=["exercise"]),
@@ -291,6 +293,7 @@ def test_a_chapter_keeps_what_a_reader_needs(tmp_path):
     made = book().chapter(notebook(tmp_path, *cells), everything).cells
     assert made[0].source == "# A\n[x](../api/recnb.sft.md) [y](02_teacher.ipynb) z"
     assert [c.metadata.get("tags") for c in made[1:3]] == [["remove-cell"], ["hide-input"]]
+    assert made[2].metadata["mystnb"]["code_prompt_show"] == "Show the parameters of this run"
     assert made[2].source == 'profile = "laptop.yaml"'
     (image,) = made[3].outputs
     assert (

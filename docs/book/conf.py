@@ -26,7 +26,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_default_options = {
     "members": True,
-    "show-inheritance": False,
     "ignore-module-all": True,
     "exclude-members": "model_config, model_post_init",
 }

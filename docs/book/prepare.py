@@ -43,7 +43,6 @@ PARTS = {
         "/docs/book/projects",
         "/docs/book/further_reading",
     ],
-    "Using the kit": ["/docs/*", "/api/index"],
 }
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:home|root|Users|tmp|var|mnt|opt|work)/[\w./-]*")
 LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s]+)\)")
@@ -64,10 +63,7 @@ def pages():
 
 def front_page(log):
     """The LOG up to its first round."""
-    kept, round_, _ = log.partition("\n## Twelfth round")
-    if not round_:
-        kept = re.split(r"\n## \S+ round", log, maxsplit=1)[0]
-    return kept.rstrip() + "\n"
+    return re.split(r"\n## \S+ round", log, maxsplit=1)[0].rstrip() + "\n"
 
 
 def glossary_page():
@@ -79,7 +75,6 @@ def glossary_page():
         if term.group != group:
             group = term.group
             lines += [f"## {group}", "", "| name | meaning |", "|---|---|"]
-        # A pipe would end the cell, a tilde or a less-than sign could begin markup.
         lines.append(f"| `{term.name}` | {html.escape(term.meaning, quote=False)} |")
         following = [t for t in glossary.terms() if t.group == group]
         if term is following[-1]:
@@ -223,7 +218,7 @@ def chapter(path, book):
         new = nbformat.v4.new_code_cell(
             without_machine(cell.source), outputs=[o for o in outputs if o]
         )
-        new.metadata["tags"] = tags(cell)
+        new.metadata.update(fold(cell))
         cells.append(new)
         cells += solutions(cell)
     clean = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
@@ -235,16 +230,22 @@ def chapter(path, book):
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
-def tags(cell):
-    """Which part of a code cell a reader does not need at once."""
+def fold(cell):
+    """Metadata that folds or removes what a reader does not need at once."""
     kind = set(cell.metadata.get("tags", []))
-    if "parameters" in kind or "stage.finish(" in cell.source:
-        return ["remove-cell"]
+    if "parameters" in kind or "stage.finish(" in cell.source or "show_versions()" in cell.source:
+        return {"tags": ["remove-cell"]}
     if "injected-parameters" in kind:
-        return ["hide-input"]
-    if "show_versions()" in cell.source or "open_stage(" in cell.source:
-        return ["hide-cell"]
-    return []
+        return prompted("the parameters of this run")
+    if "open_stage(" in cell.source:
+        return prompted("how the run is opened")
+    return {}
+
+
+def prompted(what):
+    """A folded input with words of its own on the fold."""
+    words = {"code_prompt_show": f"Show {what}", "code_prompt_hide": f"Hide {what}"}
+    return {"tags": ["hide-input"], "mystnb": words}
 
 
 def shown(output, heading, where):
@@ -256,6 +257,8 @@ def shown(output, heading, where):
             return None
         return nbformat.v4.new_output("stream", text=without_machine(output.text))
     data = output.data
+    if any(kind.startswith("application/vnd.jupyter.widget") for kind in data):
+        return None  # it needs a kernel
     if "image/png" in data:
         alt = output.metadata.get("image/png", {}).get("alt") or f"Figure: {heading}"
         alt = html.escape(without_machine(alt))
@@ -328,7 +331,8 @@ class Reference:
             return ""
         if metric.startswith(("HR", "NDCG")):
             return f"[{row['low']:.3f}, {row['high']:.3f}]"
-        return f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        digits = 2 if task == "format" else 1
+        return f"[{100 * row['low']:.{digits}f}, {100 * row['high']:.{digits}f}]"
 
     def verdicts(self):
         """Rows of the primary comparisons that the run could make."""
@@ -402,10 +406,13 @@ def mathjax(folder):
             (folder / name).write_bytes(bundle.extractfile(f"package/{member}").read())
 
 
-def toctrees():
-    """The book's order, as MyST."""
+def toctrees(places):
+    """The book's order, as MyST; pages of docs/ that have no place in ``PARTS`` come last."""
+    named = {entry for entries in PARTS.values() for entry in entries}
+    rest = [f"/{place.removesuffix('.md')}" for place in places if re.match(r"docs/\w+\.md", place)]
+    last = {"Using the kit": [entry for entry in rest if entry not in named] + ["/api/index"]}
     lines = []
-    for title, entries in PARTS.items():
+    for title, entries in (PARTS | last).items():
         lines += ["```{toctree}", ":hidden:", ":glob:", f":caption: {title}", "", *entries, "```"]
         lines.append("")
     return "\n".join(lines)
@@ -435,7 +442,7 @@ def prepare(folder, notebooks=REFERENCE / "notebooks"):
         raise RecnbError(f"{notebooks} holds no executed notebook")
     book = set(found) | {f"notebooks/{path.name}" for path in executed}
     book |= {f"api/{module}.md" for module in modules()} | {"api/index.md", "docs/book/index.md"}
-    index = (BOOK / "index.md").read_text("utf-8").replace("TOCTREES", toctrees())
+    index = (BOOK / "index.md").read_text("utf-8").replace("TOCTREES", toctrees(found))
     for place, text in [*found.items(), ("docs/book/index.md", index)]:
         write(place, relink(without_machine(unfold(text)), place, book), source)
     for path in executed:
