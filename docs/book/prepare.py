@@ -345,7 +345,7 @@ class Reference:
     def facts(self):
         """``[(what, number)]`` of Table 1."""
         first = self.table1.iloc[0]
-        return [(name, first[name]) for name in self.table1.columns]
+        return [(name, first[name]) for name in self.table1.columns if name != "dataset"]
 
     def minutes(self):
         """Of all stages together, from their manifests."""
