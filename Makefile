@@ -15,8 +15,8 @@ reproduce: setup
 
 ## Set-up and all tests: unit, property, notebooks (nbval), the smoke run through Snakemake.
 test: setup
-	$(BIN)/ruff format --check recnb tests benchmarks notebooks
-	$(BIN)/ruff check recnb tests benchmarks notebooks
+	$(BIN)/ruff format --check recnb tests benchmarks docs notebooks
+	$(BIN)/ruff check recnb tests benchmarks docs notebooks
 	$(BIN)/python -m pytest -q tests
 	d=$$(mktemp -d) && RECNB_RUNS=$$d RECNB_WIDGETS=static $(BIN)/python -m pytest -q --nbval --nbval-kernel-name python3 notebooks; r=$$?; rm -rf $$d; exit $$r
 
@@ -56,7 +56,7 @@ bench: setup .venv-bench/.ready .venv-vllm/.ready
 ## The book, offline, out of the reference run's notebooks: build/book/html/index.html. Needs npm for MathJax, once.
 book: setup .venv-book/.ready
 	$(BIN)/python docs/book/prepare.py build/book
-	.venv-book/bin/python -m sphinx -W --keep-going -q -j auto -c docs/book build/book/source build/book/html
+	.venv-book/bin/python -m sphinx -W --keep-going -q -j auto -c docs/book -d build/book/doctrees build/book/source build/book/html
 	@echo "open build/book/html/index.html; slides: build/book/html/slides/index.html"
 
 .venv-book/.ready: docs/book/requirements.lock

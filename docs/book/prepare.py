@@ -428,14 +428,16 @@ def prepare(folder, notebooks=REFERENCE / "notebooks"):
     """Write Sphinx's source tree to ``folder/source``.
 
     Args:
-        folder: of the build; what an earlier build left in ``source`` is removed.
+        folder: of the build; what an earlier build left in it is removed.
         notebooks: folder of executed notebooks.
 
     Raises:
         RecnbError: a link leads nowhere, a notebook ended in an error, MathJax is not at hand.
     """
     source = Path(folder) / "source"
-    shutil.rmtree(source, ignore_errors=True)
+    for old in ("source", "doctrees", "html"):
+        if (Path(folder) / old).exists():
+            shutil.rmtree(Path(folder) / old)
     found = pages()
     executed = sorted(Path(notebooks).glob("*.ipynb"))
     if not executed:
