@@ -249,10 +249,10 @@ def test_twenty_slides_show_the_runs_own_numbers(tmp_path, monkeypatch):
     chosen = (
         (metrics["system"] == "full") & (metrics["task"] == "I2~30") & (metrics["metric"] == "CPA")
     )
-    metrics.loc[chosen, "value"] = 0.0123
+    metrics.loc[chosen, "value"] = 12.34
     metrics.to_csv(path, index=False)
     monkeypatch.setattr(book(), "REFERENCE", run)
-    assert "1.2 %" in book().slides() and "1.2 %" not in deck
+    assert "1234.0 %" in book().slides() and "1234.0 %" not in deck
 
 
 # ---- chapters
