@@ -1,6 +1,5 @@
 """The comparisons that count: as documented, their numbers by hand, several seeds."""
 
-
 import pandas as pd
 import pytest
 
