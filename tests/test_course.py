@@ -23,6 +23,7 @@ from recnb.catalog import Catalog
 from recnb.check import lists
 from recnb.course import copies, solutions, tasks
 from recnb.course import grade as grading
+from recnb.course import runner as runner_module
 from recnb.course.grade import Runner, Submission, graded
 from recnb.evaluation import metrics
 from recnb.profile import STAGES, root
@@ -193,6 +194,8 @@ def test_the_page_lists_exercises_and_points():
     assert sorted(rows) == [(t.number, t.name, str(t.points)) for t in tasks.TASKS]
     assert f"on {tasks.CASES} inputs" in text and f"draws {tasks.CASES} inputs" in text
     assert f"up to {len(NAMES)} times the limit of {grading.SECONDS:g} seconds" in text
+    clock = grading.SECONDS * runner_module.PATIENCE
+    assert f"{grading.SECONDS:g} s of processor time for an exercise and {clock:g} s on" in text
     assert grading.MEMORY == 1 << 30 and "memory: 1 GiB beyond" in text
 
 
@@ -445,6 +448,14 @@ BAD = {
         "        except BaseException: pass",
         "no answer within 1 s",
     ),
+    "a loop that ignores signals": (
+        ask_holm(
+            "while True: pass",
+            "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
+            "    except (OSError, ValueError): pass",
+        ),
+        "no answer within 1 s",
+    ),
     "a sleep": (ask_holm("import time; time.sleep(100)"), "no answer within 1 s"),
     "a loop outside": (ask_holm("return p", "while True: pass"), "no answer within 1 s"),
     "a memory bomb": (ask_holm("x = [0] * 10**10; return p"), "it raised MemoryError"),
@@ -504,7 +515,7 @@ BAD = {
             "    for n in ('same', 'compare', 'graded', 'encode', 'work'):\n"
             "        if hasattr(m, n): setattr(m, n, lambda *a, **k: '')",
         ),
-        "expected|fewer|cannot be read|it raised|no answer within 1 s",
+        "expected|fewer|cannot be read|it raised|no answer within 1 s|ended without an answer",
     ),
     "patching the checks": (
         ask_holm("return 0", "import recnb.check\nrecnb.check.examine = None"),

@@ -26,11 +26,12 @@ import torch
 from recnb import RecnbError, text_safety
 from recnb.artifacts import atomic_path
 from recnb.check.compare import Unfit, difference, same
+from recnb.course.runner import PATIENCE
 from recnb.course.tasks import TASKS, cases
 from recnb.page import page
 
 SECONDS, MEMORY = 5.0, 1 << 30
-"""For all cases of one exercise of one student."""
+"""Processor time, and memory beyond Python's own, for all cases of one exercise of one student."""
 START_SECONDS = 120.0
 """For the helper process to import torch, on a busy machine."""
 LARGEST_NOTEBOOK = 50 << 20
@@ -61,7 +62,8 @@ def grade(folder, seed=None, seconds=SECONDS, progress=lambda student: None):
     Args:
         folder: holds a folder (or a single notebook) for each student.
         seed: of the inputs; drawn if None, so that nobody can know them. The same for all students.
-        seconds: time limit for one exercise of one student.
+        seconds: of processor time for one exercise of one student; ``PATIENCE`` times as many may
+            pass.
         progress: called with each student's name.
 
     Returns:
@@ -298,7 +300,7 @@ class Runner:
         if self.process is None:
             self._start()
         # It may have been stopped, or never end its line: then this ends it, and reading ends.
-        watch = threading.Timer(START_SECONDS + job["seconds"], self._kill)
+        watch = threading.Timer(START_SECONDS + 2 * PATIENCE * job["seconds"], self._kill)
         watch.start()
         try:
             self.process.stdin.write(json.dumps(job).encode() + b"\n")

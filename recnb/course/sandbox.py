@@ -6,6 +6,7 @@ with a flaw of the kernel or of Python's libraries in hand (docs/course.md).
 """
 
 import ctypes
+import math
 import os
 import platform
 import resource
@@ -86,8 +87,7 @@ def enter(seconds, memory):
         List of what is in force: of "time", "memory", "files", "network", "processes".
     """
     held = ["time"]
-    cpu = int(seconds) + 1
-    _limit(resource.RLIMIT_CPU, cpu)
+    _limit(resource.RLIMIT_CPU, math.ceil(seconds), math.ceil(seconds) + 1)
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_CORE, 0)
     if sys.platform == "linux":
@@ -102,10 +102,11 @@ def enter(seconds, memory):
     return held
 
 
-def _limit(what, most):
-    hard = resource.getrlimit(what)[1]
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(what, (most, most))
+def _limit(what, soft, hard=None):
+    most = resource.getrlimit(what)[1]
+    hard = soft if hard is None else hard
+    hard = hard if most == resource.RLIM_INFINITY else min(hard, most)
+    resource.setrlimit(what, (min(soft, hard), hard))
 
 
 def readable():
