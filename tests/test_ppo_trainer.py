@@ -219,6 +219,7 @@ def test_answers_of_a_prompt_are_compared_with_each_other(setup, world, teacher,
     assert len(rows) == knobs.steps * knobs.prompts * knobs.samples
     step = [row["reward"] for row in rows if row["step"] == 0]
     assert np.mean(step) == pytest.approx(logs[0][0]["reward"], abs=1e-3)
+    assert not list((tmp_path / "plain" / "checkpoints").iterdir()), "nothing is left behind"
 
 
 def test_tasks_that_fail_are_drawn_more_often(setup, world, teacher, smoke):

@@ -615,6 +615,8 @@ def train_ppo(
         shutil.copyfile(checkpoints.parent / LEDGER, folder / LEDGER)
         write_json(folder / FINISHED, {"key": key})
     end(checkpoints)
+    if trainer.is_world_process_zero():
+        (checkpoints.parent / LEDGER).unlink()
     return model.eval(), trainer.state.log_history
 
 
