@@ -29,6 +29,7 @@ NAMES = ["rewards", "credit", "label_filter", "trie"]
 @pytest.fixture(autouse=True)
 def closed():
     """No figure stays open: a slider that leaks one a move fills the memory of a lesson."""
+    plt.close("all")  # what tests of other modules left
     yield
     left = plt.get_fignums()
     plt.close("all")

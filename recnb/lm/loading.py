@@ -63,9 +63,10 @@ def load_base(folder, dtype="float32"):
     Raises:
         RecnbError: nothing there, or not a causal language model.
     """
-    record, codec = read_record(folder), load_codec(folder)
+    record = read_record(folder)
     name = folder if record is None else located(record["model"])
-    model = _load_model(name, getattr(torch, dtype))
+    model = _load_model(name, getattr(torch, dtype))  # refuses what may carry code, before the rest
+    codec = load_codec(folder)
     if record and record["titles"]:
         enlarge(model, record["first"], read_rows(folder, record, model))
     adapter = Path(folder) / "adapter"
