@@ -3,7 +3,7 @@
 import difflib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -70,8 +70,12 @@ def fetch(
     if name not in download.known():
         if mirror:
             raise RecnbError(f"--mirror: {name} is no raw data set ({', '.join(download.known())})")
-        for source in sources.needed(profile.load(name)):
+        from recnb.lm.hub import fetch_model
+
+        resolved = profile.load(name)
+        for source in sources.needed(resolved):
             print(f"{source.name}: {sources.fetch(source)} ({source.licence})")
+        fetch_model(resolved.model.name)
         return
     about = download.known()[name]
     print(f"{about['title']}, {about['page']} (licence: {about['licence']})")
@@ -114,47 +118,61 @@ def rehearse(
 
 @app.command()
 def run(
-    name: ProfileArgument = "laptop",
+    names: Annotated[list[str], typer.Argument(help="profiles")] = ["laptop"],  # noqa: B006
     run_name: NewRun = "",
     until: Annotated[str, typer.Option(help="last stage, for example 04_sft")] = "",
     set_: SetOption = [],  # noqa: B006
     student: Annotated[
         str, typer.Option(help="Python file with functions of your own (docs/build_it_yourself.md)")
     ] = "",
+    executor: Annotated[
+        Literal["local", "slurm"], typer.Option(help="who computes (docs/cluster.md)")
+    ] = "local",
+    workflow_profile: Annotated[
+        str, typer.Option(help="for slurm: a100, or a folder with a config.yaml")
+    ] = "",
 ):
     """Run the notebooks of a profile, in order; what is up to date is not run again.
 
-    With seeds or variants: a run each, and a summary.
+    With seeds or variants: a run each, and a summary. Several profiles: one after the other, or
+    all together on a cluster.
     """
-    from recnb.workflow.launch import run_profile
+    from recnb.workflow.cluster import cluster
+    from recnb.workflow.launch import run_together, together
     from recnb.workflow.several import planned, share
 
     changed = overrides(set_)
-    resolved = profile.load(name, changed)
+    profiles = [profile.load(name, changed) for name in names]
     if until and until not in profile.STAGES:
         close = difflib.get_close_matches(until, profile.STAGES, n=1, cutoff=0.3)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise RecnbError(
             f"--until {until}: no such stage.{hint} Stages: {', '.join(profile.STAGES)}"
         )
-    run_name = run_name or resolved.name
-    run_folder(run_name)
+    if run_name and len(names) > 1:
+        raise RecnbError(f"--run {run_name} names one profile's run, and these are {len(names)}")
+    if workflow_profile and executor != "slurm":
+        raise RecnbError("--workflow-profile is for --executor slurm: say it too")
+    submit_to = cluster(workflow_profile) if executor == "slurm" else None
     built = None
     if student:
         from recnb.check.in_place import student_functions
 
         built = student_functions(student)
-    if not resolved.seeds and not resolved.variants:
-        return run_profile(resolved, runs_folder() / run_name, until, built)
-    runs = planned(name, changed, run_name)
-    for label, _, _, one in runs:
-        if built is None:  # else the run shares, once it is known what its student built
-            share(one, run_folder(label), until or profile.STAGES[-1])
-        run_profile(one, run_folder(label), until, built)
-    if until or not resolved.seeds:
-        return
-    for variant in ["", *resolved.variants]:
-        labels = [label for label, _, own, _ in runs if own == variant]
+    runs, summaries = [], []
+    for name, resolved in zip(names, profiles, strict=True):
+        own = planned(name, changed, run_name or resolved.name)
+        runs += [(run_folder(label), one) for label, _, _, one in own]
+        for variant in ["", *resolved.variants] if resolved.seeds and not until else []:
+            summaries.append([label for label, _, one, _ in own if one == variant])
+    twice = sorted({folder.name for folder, _ in runs if [f for f, _ in runs].count(folder) > 1})
+    if twice:
+        raise RecnbError(f"{', '.join(twice)}: two of these runs would have this name")
+    for group in together(runs, submit_to):
+        for folder, one in group if built is None and len(runs) > 1 else []:
+            share(one, folder, until or profile.STAGES[-1])
+        run_together([(one, folder) for folder, one in group], until, built, submit_to)
+    for labels in summaries:
         _summarise(labels)
 
 

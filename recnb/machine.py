@@ -36,13 +36,18 @@ def processor():
 
 
 def cores():
-    """Cores that this process may use: its affinity, and a container's share of time."""
+    """Cores that this process may use: its affinity, a container's share of time, a SLURM job's
+    processors for one task.
+    """
     found = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else 0
     found = found or os.cpu_count() or 1
     quota = _cgroup("cpu.max")  # "max 100000", or microseconds of every 100,000
     if quota and quota.split()[0] != "max":
         granted, period = map(int, quota.split())
         found = min(found, max(1, granted // period))
+    job = os.environ.get("SLURM_CPUS_PER_TASK", "") or os.environ.get("SLURM_CPUS_ON_NODE", "")
+    if "SLURM_JOB_ID" in os.environ and job.isdigit():  # not every cluster pins its jobs
+        found = min(found, int(job))
     return found
 
 

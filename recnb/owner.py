@@ -119,11 +119,16 @@ def alive(mark):
 
 
 def end_with_owner():
-    """Watch the owner of this run from a thread; when it is gone, end this process and its own.
+    """End this process when the owner of its run is gone.
 
     Without it a killed ``recnb run`` would leave a notebook that goes on writing.
     """
-    mark = os.environ.get(VARIABLE)
+    if os.environ.get(VARIABLE):
+        end_with(os.environ[VARIABLE])
+
+
+def end_with(mark):
+    """Watch a process ("pid start-time") from a thread; when it is gone, end this one too."""
 
     def watch():
         while alive(mark):
@@ -131,8 +136,7 @@ def end_with_owner():
         end_tree(psutil.Process(), but_not_itself=True)
         os._exit(1)
 
-    if mark:
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_tree(process, but_not_itself=False):

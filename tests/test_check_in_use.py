@@ -252,7 +252,7 @@ def test_a_start_keeps_the_file_and_the_next_takes_it_away(smoke, tmp_path, monk
     monkeypatch.setenv("RECNB_RUNS", str(tmp_path))
     built = in_place.student_functions(file_of(tmp_path, GAE))
     found, run = [], tmp_path / "run"
-    monkeypatch.setattr(launch, "_snakemake", lambda folder, target: found.append(student_of(run)))
+    monkeypatch.setattr(launch, "_snakemake", lambda *_: found.append(student_of(run)))
     launch.run_profile(smoke, run, "01_data", built)
     launch.run_profile(smoke, run, "01_data")
     assert found == [built[1], None] and not (run / STUDENT_FILE).exists()

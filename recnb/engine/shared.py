@@ -7,7 +7,7 @@ all pieces add up to the gradient of the batch, whatever their lengths.
 
 import os
 from contextlib import contextmanager
-from time import monotonic
+from time import monotonic, time
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -109,7 +109,8 @@ class SharedBatch:
 
 
 class EveryMinutes(TrainerCallback):
-    """Asks for a checkpoint when so many minutes have passed since the last one.
+    """Asks for a checkpoint when so many minutes have passed since the last one, and once shortly
+    before a batch job's time limit (``recnb.workflow.job.CHECKPOINT_AT``).
 
     Args:
         minutes: 0 = never.
@@ -118,13 +119,19 @@ class EveryMinutes(TrainerCallback):
 
     def __init__(self, minutes, updates=1):
         self.minutes, self.updates, self.last = minutes, updates, monotonic()
+        self.before_end = float(os.environ.get("RECNB_CHECKPOINT_AT", "inf"))
 
     def on_step_end(self, args, state, control, **kwargs):
-        if not self.minutes or state.global_step % self.updates:
+        never = not self.minutes and self.before_end == float("inf")
+        if never or state.global_step % self.updates:
             return
         # The first process's clock decides for all: they save together.
-        due = [monotonic() - self.last >= 60 * self.minutes]
-        control.should_save |= broadcast_object_list(due)[0]
+        by_clock = bool(self.minutes) and monotonic() - self.last >= 60 * self.minutes
+        ending = time() >= self.before_end
+        save, ending = broadcast_object_list([by_clock or ending, ending])
+        control.should_save |= save
+        if ending:
+            self.before_end = float("inf")
 
     def on_save(self, args, state, control, **kwargs):
         self.last = monotonic()

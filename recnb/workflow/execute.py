@@ -20,6 +20,12 @@ from recnb.artifacts import atomic_path, is_done
 from recnb.owner import end_with_owner
 from recnb.profile import STAGES, load, root
 from recnb.text_safety import visible
+from recnb.workflow import gpus, job
+from recnb.workflow.graph import FROZEN, take
+from recnb.workflow.job import NodeError
+
+FAILED, NODE_FAILED = ".failed", ".failed-node"
+"""In a stage's folder: what went wrong, with the notebook or with the node it ran on."""
 
 KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -159,19 +165,57 @@ def _shorten_paths(notebook_path, run_folder):
 
 
 def main():
-    stage, profile_path, run_folder = sys.argv[1:]
-    number, started = STAGES.index(stage) + 1, time.time()
-    print(f"[{number}/{len(STAGES)}] {stage} ...", flush=True)
-    end_with_owner()
+    stage, run_folder, executor = sys.argv[1:]
+    folder, started = Path(run_folder).resolve(), time.time()
+    shown = f"[{STAGES.index(stage) + 1}/{len(STAGES)}] {stage}"
     try:
-        execute(stage, profile_path, run_folder)
+        if executor == "taken":
+            take(stage, folder)
+            return
+        if executor == "slurm":
+            _as_job(folder / stage)
+        else:
+            end_with_owner()
+        print(f"{shown} ...", flush=True)
+        with _gpus(stage, folder, executor):
+            execute(stage, folder / FROZEN, folder)
     except RecnbError as error:
-        failed = f"[{number}/{len(STAGES)}] {stage} FAILED\n{visible(error)}"
+        failed = f"{shown} FAILED\n{visible(error)}"
         print(failed, file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # a full disk: the launcher sees that by itself
-            (Path(run_folder) / stage / ".failed").write_text(failed, encoding="utf-8")
+            (folder / stage).mkdir(exist_ok=True)
+            name = NODE_FAILED if isinstance(error, NodeError) else FAILED
+            (folder / stage / name).write_text(failed, encoding="utf-8")
         raise SystemExit(1) from None
-    print(f"[{number}/{len(STAGES)}] {stage} done in {time.time() - started:.0f} s", flush=True)
+    print(f"{shown} done in {time.time() - started:.0f} s", flush=True)
+
+
+def _as_job(folder):
+    """Keep to a SLURM job's allocation; nothing is run twice that failed by itself.
+
+    Snakemake submits a failed job again, as it must after a time limit. After a time limit there is
+    no ``.failed``; with one, the notebook would only fail as it did.
+    """
+    if (folder / FAILED).is_file():
+        print((folder / FAILED).read_text(encoding="utf-8"), file=sys.stderr, flush=True)
+        raise SystemExit(1)
+    (folder / NODE_FAILED).unlink(missing_ok=True)  # another node may do
+    job.adopt()
+    job.refuse_full_disks(folder.parent)
+
+
+@contextlib.contextmanager
+def _gpus(stage, run_folder, executor):
+    """On this machine, hold the GPUs that a notebook uses, and show it no others."""
+    ids = gpus.known() if executor == "local" and gpus.VARIABLE in os.environ else []
+    count = gpus.wanted(stage, load(run_folder / FROZEN)) if ids else 0
+    if not count:
+        yield
+        return
+    waits = f"[{STAGES.index(stage) + 1}/{len(STAGES)}] {stage} waits for a GPU of {','.join(ids)}"
+    with gpus.held(count, ids, lambda: print(waits, flush=True)) as held:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+        yield
 
 
 if __name__ == "__main__":
