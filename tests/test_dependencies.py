@@ -32,6 +32,14 @@ def locked(lock):
     return versions
 
 
+def test_what_a_cluster_needs_is_pinned_beside_the_lock():
+    lock = locked("docs/cluster/requirements.lock")
+    for pin in PROJECT["optional-dependencies"]["slurm"]:
+        name, version = pin.split("==")
+        assert lock[normal(name)] == version
+    assert not lock.keys() & locked("requirements.lock").keys(), "the default set-up has no need"
+
+
 def direct(*extras):
     """Names of the direct dependencies, those of extras included."""
     pins = PROJECT["dependencies"] + [
@@ -57,7 +65,7 @@ def test_the_page_has_a_row_for_each_direct_dependency():
     page = (root() / "docs" / "dependencies.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([A-Za-z0-9._-]+) \|(.*)\|$", page, re.MULTILINE)
     named = [normal(name) for name, _ in rows if name not in ("Package", "---")]
-    assert sorted(named) == sorted(direct("test"))
+    assert sorted(named) == sorted(direct("test", "slurm"))
     assert all(cell.strip() for _, cells in rows for cell in cells.split("|"))
 
 
