@@ -35,6 +35,13 @@ def processor():
     return platform.processor() or platform.machine()
 
 
+def device():
+    """Where models live: the GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def cores():
     """Cores that this process may use: its affinity, a container's share of time, a SLURM job's
     processors for one task.

@@ -26,6 +26,7 @@ from recnb.instructions.templates import numbered
 from recnb.lm.parsing import parse
 from recnb.lm.recommender import recommend_together
 from recnb.requests import Response
+from recnb.teacher.ranking import scored
 
 
 def at_most_20(category):
@@ -144,7 +145,7 @@ class Ranker:
     def recommend(self, requests, progress=lambda done, total: None):
         """The k best unseen items; without ``obey`` controls are not looked at, as in the paper."""
         known = [r.history if self.prompt_only else r.seen for r in requests]
-        scores = self.scorer.scores(known)
+        scores = scored(self.scorer, known, len(self.catalog))
         answers = []
         for request, user_has, row in zip(requests, known, scores, strict=True):
             ranked = ranked_items(row, user_has, None)

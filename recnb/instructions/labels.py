@@ -15,6 +15,7 @@ from recnb.controls import (
     Share,
     first_list,
 )
+from recnb.teacher.ranking import best_first
 
 
 def ranked_items(scores, seen, target):
@@ -29,8 +30,7 @@ def ranked_items(scores, seen, target):
     masked[np.asarray(seen, dtype=np.int64)] = -np.inf
     if target is not None:
         masked[target] = np.inf
-    order = np.argsort(-masked, kind="stable")
-    return order[: int((masked > -np.inf).sum())]
+    return best_first(masked)[: int((masked > -np.inf).sum())]
 
 
 def frequent_other_category(items, target, catalog, rng, used=frozenset()):

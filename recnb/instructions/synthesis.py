@@ -1,6 +1,7 @@
 """Making the instruction set: counts of Table 8, samples of training histories, a Parquet file."""
 
 import json
+from itertools import repeat
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from recnb.instructions.labels import (
 )
 from recnb.instructions.templates import draw_aside, numbered, render
 from recnb.requests import Request
+from recnb.teacher.ranking import scored, unseen
 
 SCHEMA = pa.schema(
     [
@@ -124,8 +126,8 @@ def _history_sample(task, places, histories, catalog, knobs, data_knobs, rng):
         control, k, labels = drawn
         history, candidates = seen[-data_knobs.history_length :].tolist(), None
         if task in ("I0", "I1+", "I1-") and rng.random() < knobs.candidate_share:
-            ranked = ranked_items(score, seen, target)
-            candidates = _candidates(labels, ranked, knobs.candidates, rng)
+            others = unseen([seen], len(catalog))[0]
+            candidates = _candidates(labels, others, knobs.candidates, rng)
         aside = None
         if knobs.asides and task != "I0" and rng.random() < knobs.asides:
             aside = draw_aside(control, catalog, rng)
@@ -196,9 +198,11 @@ def _search_sample(catalog, knobs, rng):
         name = str(rng.choice(catalog.names))
         positive = rng.random() < 0.5
         control = Search(name) if positive else Exclude(name)
-        inside = sorted(catalog.members(name))
-        outside = sorted(set(range(1, len(catalog) + 1)) - set(inside))
-        pool, wrong = (inside, outside) if positive else (outside, inside)
+        inside = catalog.mask(name)
+        outside = ~inside
+        outside[0] = False  # padding is no item
+        right, wrong = (inside, outside) if positive else (outside, inside)
+        pool = np.flatnonzero(right)
         k = 1 if knobs.fidelity == "released" else draw_k(knobs, rng)
         if len(pool) < k:
             continue
@@ -211,9 +215,11 @@ def _search_sample(catalog, knobs, rng):
     raise RecnbError(_no_list("I3", 0, ATTEMPTS, catalog, knobs))
 
 
-def _candidates(labels, pool, size, rng):
-    """The labels and random others of ``pool``, shuffled."""
-    others = np.setdiff1d(pool, labels)
+def _candidates(labels, allowed, size, rng):
+    """The labels and random others of ``allowed``, bool [N+1], shuffled."""
+    allowed = allowed.copy()
+    allowed[labels] = False
+    others = np.flatnonzero(allowed)
     missing = min(len(others), max(size - len(labels), 0))
     fill = rng.choice(others, size=missing, replace=False).tolist()
     return rng.permutation(labels + fill).astype(int).tolist()
@@ -280,9 +286,11 @@ def heldout_requests(parts, users, split, histories, catalog, teacher, data_knob
         List of ``Request``; users who give too few categories are left out.
     """
     histories_seen = [histories.seen(u, split) for u in users]
-    scores = teacher.scores(histories_seen)
+    scores = repeat(None, len(users))
+    if any(category_of == "other" for _, category_of in parts):
+        scores = scored(teacher, histories_seen, len(catalog))
     requests = []
-    for row, user in enumerate(users):
+    for row, (user, score) in enumerate(zip(users, scores, strict=True)):
         rng = np.random.default_rng([seed, 104, int(user)])
         seen, target = histories_seen[row], histories.target(user, split)
         names = []
@@ -291,7 +299,7 @@ def heldout_requests(parts, users, split, histories, catalog, teacher, data_knob
                 own = sorted(catalog.categories[target] - set(names))
                 names.append(str(rng.choice(own)) if own else None)
             else:
-                best = ranked_items(scores[row], seen, None)[:10]
+                best = ranked_items(score, seen, None)[:10]
                 names.append(frequent_other_category(best, target, catalog, rng, set(names)))
         if None in names:
             continue
@@ -325,7 +333,7 @@ def validation_samples(histories, catalog, teacher, knobs, data_knobs, seed):
         requests = heldout_requests(
             parts, users, "validation", histories, catalog, teacher, data_knobs, seed
         )
-        scores = teacher.scores([r.seen for r in requests])
+        scores = scored(teacher, [r.seen for r in requests], len(catalog))
         for r, score in zip(requests, scores, strict=True):
             ranked = ranked_items(score, r.seen, r.target)
             labels = label_list(r.control, ranked, r.k, knobs, catalog)

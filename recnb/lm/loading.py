@@ -14,6 +14,7 @@ from recnb.artifacts import atomic_path
 from recnb.engine.beside import kept_beside
 from recnb.lm.item_tokens import enlarge, read_record, read_rows
 from recnb.lm.text import Codec
+from recnb.machine import device
 
 
 def mini_model(vocabulary, knobs, codec, seed, positions=1024):
@@ -42,11 +43,6 @@ def mini_model(vocabulary, knobs, codec, seed, positions=1024):
         attn_implementation=attention(),
     )
     return LlamaForCausalLM(config).to(device())
-
-
-def device():
-    """Where models live: the GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def attention():

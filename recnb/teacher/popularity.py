@@ -1,6 +1,7 @@
 """Three baselines without training: popularity, item-kNN, next-item transitions.
 
-Each gives scores [B, N+1].
+Each gives scores [B, N+1]. What they know of pairs of items is kept sparse: a table of all pairs
+would not fit where there are many items.
 """
 
 import numpy as np
@@ -22,19 +23,38 @@ class Popularity:
 
 
 class ItemKNN:
-    """Sum of the cosine similarities between an item and the items of the history."""
+    """Sum of the cosine similarities between an item and the items of the history.
+
+    Attributes:
+        similarity: sparse float32 [N+1, N+1]; two items have an entry if some user has both.
+    """
 
     def __init__(self, histories, items):
-        matrix = np.zeros((len(histories), items + 1), dtype=np.float32)
-        for user in range(len(histories)):
-            matrix[user, histories.train(user)] = 1
-        norms = np.maximum(np.sqrt(matrix.sum(0)), 1e-9)
-        self.similarity = (matrix.T @ matrix) / norms[:, None] / norms[None, :]
-        np.fill_diagonal(self.similarity, 0)
+        trains = [histories.train(user) for user in range(len(histories))]
+        matrix = _rows_of(trains, items)
+        norms = np.maximum(np.sqrt(matrix.sum(0)), np.float32(1e-9))
+        self.similarity = matrix.T.tocsr() @ matrix  # how many users have both
+        lengths = np.diff(self.similarity.indptr)
+        self.similarity.data /= np.repeat(norms, lengths)
+        self.similarity.data /= norms[self.similarity.indices]
+        own = np.repeat(np.arange(items + 1), lengths) == self.similarity.indices
+        self.similarity.data[own] = 0
 
     def scores(self, histories):
         """[B, N+1]."""
-        return np.stack([self.similarity[np.asarray(h)].sum(0) for h in histories])
+        return _rows_of(histories, self.similarity.shape[0] - 1).dot(self.similarity).toarray()
+
+
+def _rows_of(histories, items):
+    """Sparse float32 [B, N+1], ones at the items of each history, in its order."""
+    ends = np.cumsum([0, *map(len, histories)])
+    columns = np.concatenate([np.zeros(0, dtype=np.int64), *map(_integers, histories)])
+    ones = np.ones(len(columns), dtype=np.float32)
+    return sparse.csr_array((ones, columns, ends), shape=(len(histories), items + 1))
+
+
+def _integers(history):
+    return np.asarray(history, dtype=np.int64)
 
 
 class Transitions:
@@ -69,6 +89,10 @@ class Transitions:
 
     def scores(self, histories):
         """[B, N+1]."""
+        return self.entries(histories).toarray()
+
+    def entries(self, histories):
+        """``scores`` as a sparse array: what never followed has no entry."""
         rows, columns, weights = [], [], []
         for row, history in enumerate(histories):
             latest = np.asarray(history[-self.window :], dtype=np.int64)[::-1]
@@ -78,4 +102,4 @@ class Transitions:
         places = np.concatenate(rows), np.concatenate(columns)
         shape = (len(histories), self.follows.shape[0])
         latest = sparse.csr_array((np.concatenate(weights), places), shape=shape)
-        return latest.dot(self.follows).toarray()
+        return latest.dot(self.follows)

@@ -3,6 +3,21 @@
 import numpy as np
 import torch
 
+SCORE_BYTES = 64 << 20
+"""Of float32 scores that are in memory at once where many users are ranked."""
+
+
+def blocks(count, items):
+    """Slices that cut ``count`` users into blocks whose scores [B, N+1] fit ``SCORE_BYTES``."""
+    rows = max(1, SCORE_BYTES // (4 * (items + 1)))
+    return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
+
+
+def scored(scorer, histories, items):
+    """Yield the scores [N+1] of each history; ``blocks`` of them are worked out together."""
+    for block in blocks(len(histories), items):
+        yield from scorer.scores(histories[block])
+
 
 def pad_left(histories, length):
     """Histories as an int64 array [B, L], padded with 0 on the left.
@@ -41,19 +56,33 @@ class Teacher:
         Histories of like length go together, so that little padding is computed.
         """
         order = np.argsort([len(h) for h in histories], kind="stable")
-        states = torch.zeros(len(histories), self.model.item.embedding_dim)
+        device = self.model.item.weight.device
+        states = torch.zeros(len(histories), self.model.item.embedding_dim, device=device)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = torch.from_numpy(pad_left([histories[i] for i in rows], self.model.max_length))
-            states[torch.from_numpy(rows)] = self.model.hidden(batch, last=1)[:, 0]
+            last = self.model.hidden(batch.to(device), last=1)[:, 0]
+            states[torch.from_numpy(rows).to(device)] = last
         scores = self.model.logits(states)
         if self.transitions is None:
-            return scores.numpy()
-        follows = self.transitions.scores(histories)
-        share = follows / np.maximum(follows.sum(1, keepdims=True), 1e-9)
-        guess = SMOOTHING / (share.shape[1] - 1)
-        prior = self.weight * np.log(share + guess)
-        return (scores.log_softmax(1).numpy() + prior).astype(np.float32)
+            return scores.cpu().numpy()
+        return self._with_transitions(scores.log_softmax(1).cpu().numpy(), histories)
+
+    def _with_transitions(self, alone, histories):
+        """Log-probabilities [B, N+1] of SASRec alone, plus the weighted ones of the transitions.
+
+        What never followed, most of the catalogue, has one and the same of the latter. Sums are
+        float64, the result float32.
+        """
+        follows = self.transitions.entries(histories).tocoo()
+        totals = np.maximum(follows.toarray().sum(1), 1e-9)
+        guess = SMOOTHING / (alone.shape[1] - 1)
+        never = self.weight * np.log(np.float64(guess))
+        both = np.empty_like(alone)
+        np.add(alone, never, out=both, dtype=np.float64, casting="same_kind")
+        places = row, _ = follows.coords
+        both[places] = alone[places] + self.weight * np.log(follows.data / totals[row] + guess)
+        return both
 
     def top_k(self, histories, k, allowed):
         """The k best allowed items of each history, best first.
@@ -94,8 +123,23 @@ def top_k(scores, k, allowed):
     """Like ``Teacher.top_k``, from scores [B, N+1]. Equal scores: the smaller id first."""
     masked = np.where(allowed, scores, -np.inf)
     masked[:, 0] = -np.inf
-    order = np.argsort(-masked, axis=1, kind="stable")[:, :k]
-    return [row[np.isfinite(masked[b, row])] for b, row in enumerate(order)]
+    best = [best_first(row)[:k] for row in masked]
+    return [order[np.isfinite(row[order])] for row, order in zip(masked, best, strict=True)]
+
+
+def best_first(scores):
+    """Places of scores [N] by falling score; of equal ones the smaller place first.
+
+    Scores of 32 bits are sorted as integers that hold score and place: the order of a stable
+    argsort in a fraction of its time.
+    """
+    if scores.dtype != np.float32:
+        return np.argsort(-scores, kind="stable")
+    bits = (np.float32(0) - scores).view(np.int32)  # from 0, since -0 and 0 are equal
+    rising = bits ^ (bits >> 31 & 0x7FFFFFFF)  # as integers these are in the order of the floats
+    keys = rising.astype(np.int64) << 32 | np.arange(len(scores))
+    keys.sort()
+    return keys & 0xFFFFFFFF
 
 
 def unseen(seen, items):
@@ -111,7 +155,7 @@ def leave_one_out(score, histories, split, items, cutoffs=(5, 10)):
     """HR and NDCG by full ranking, seen items masked.
 
     Args:
-        score: function of a list of histories that gives [B, N+1].
+        score: function of a list of histories that gives [B, N+1]; it is asked for ``blocks``.
         histories: ``Histories``.
         split: "test" or "validation".
         items: N.
@@ -119,11 +163,14 @@ def leave_one_out(score, histories, split, items, cutoffs=(5, 10)):
     Returns:
         Dict ``{"HR@5": ..., "NDCG@5": ..., ...}`` of arrays with one value a user.
     """
-    seen = [histories.seen(u, split) for u in range(len(histories))]
-    targets = np.array([histories.target(u, split) for u in range(len(histories))])
-    scores = np.where(unseen(seen, items), score(seen), -np.inf)
-    wanted = scores[np.arange(len(seen)), targets]
-    place = (scores > wanted[:, None]).sum(1)
+    place = np.empty(len(histories), dtype=np.int64)
+    for block in blocks(len(histories), items):
+        users = range(len(histories))[block]
+        seen = [histories.seen(user, split) for user in users]
+        targets = [histories.target(user, split) for user in users]
+        scores = np.where(unseen(seen, items), score(seen), -np.inf)
+        wanted = scores[np.arange(len(seen)), targets]
+        place[block] = np.count_nonzero(scores > wanted[:, None], axis=1)
     result = {}
     for k in cutoffs:
         result[f"HR@{k}"] = (place < k).astype(float)

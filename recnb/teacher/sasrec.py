@@ -79,4 +79,4 @@ class SASRec(nn.Module):
         """states [..., D] -> scores of all items [..., N+1]; the padding item scores -inf."""
         scores = states @ self.item.weight.T
         padding = torch.zeros(1, dtype=torch.long, device=scores.device)
-        return scores.index_fill(-1, padding, float("-inf"))
+        return scores.index_fill_(-1, padding, float("-inf"))

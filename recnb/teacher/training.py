@@ -12,9 +12,10 @@ from scipy import sparse
 from torch.nn import functional as F
 
 from recnb.artifacts import atomic_path
+from recnb.machine import device
 from recnb.profile import Teacher as Knobs
 from recnb.teacher.popularity import Transitions
-from recnb.teacher.ranking import Teacher, leave_one_out, pad_left
+from recnb.teacher.ranking import SCORE_BYTES, Teacher, blocks, leave_one_out, pad_left
 from recnb.teacher.sasrec import SASRec
 
 TABLE = "transitions."
@@ -43,7 +44,9 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None, checkpoint
     """
     torch.manual_seed(seed)
     order = np.random.default_rng([seed, 102])
-    model = untrained(items, knobs)
+    model = untrained(items, knobs).to(device())
+    large = 4 * knobs.batch_size * knobs.max_length * items > SCORE_BYTES
+    step = _large_step if large or device() == "cuda" else _step
     optimizer = torch.optim.Adam(model.parameters(), lr=knobs.learning_rate)
     users = [u for u in range(len(histories)) if len(histories.train(u)) > 1]
     rows, best_state = [], copy.deepcopy(model.state_dict())
@@ -58,7 +61,7 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None, checkpoint
         for start in range(0, len(users), knobs.batch_size):
             batch = shuffled[start : start + knobs.batch_size]
             windows = [_window(histories.train(u), knobs.max_length, order) for u in batch]
-            losses.append(_step(model, optimizer, windows))
+            losses.append(step(model, optimizer, windows))
         quality = leave_one_out(Teacher(model).scores, histories, "validation", items)
         ndcg = float(quality["NDCG@10"].mean())
         row = {
@@ -97,6 +100,8 @@ def _keep(checkpoint, model, best_state, optimizer, order, rows):
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
     tensors["random"] = torch.get_rng_state()
+    if device() == "cuda":
+        tensors["random on the GPU"] = torch.cuda.get_rng_state()
     said = {"rows": json.dumps(rows), "order": json.dumps(order.bit_generator.state)}
     with atomic_path(checkpoint) as temporary:
         save_file(tensors, temporary, metadata=said)
@@ -120,6 +125,8 @@ def _resume(checkpoint, model, optimizer, order):
     optimizer.load_state_dict({"state": adam, "param_groups": groups})
     order.bit_generator.state = json.loads(said["order"])
     torch.set_rng_state(tensors["random"])
+    if device() == "cuda" and "random on the GPU" in tensors:
+        torch.cuda.set_rng_state(tensors["random on the GPU"])
     return json.loads(said["rows"]), part("best.")
 
 
@@ -142,6 +149,53 @@ def _step(model, optimizer, sequences):
     torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
     optimizer.step()
     return loss.item()
+
+
+def _large_step(model, optimizer, sequences):
+    """``_step`` where its scores would be more than ``SCORE_BYTES``, or on a GPU: the same update.
+
+    The scores are never there all at once.
+    """
+    batch = torch.from_numpy(pad_left(sequences, model.max_length + 1)).to(model.item.weight.device)
+    inputs, targets = batch[:, :-1], batch[:, 1:]
+    real = inputs.ne(0)
+    states = model.hidden(inputs)[real]
+    loss = _CrossEntropy.apply(states, model.item.weight[1:], targets[real] - 1)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+    optimizer.step()
+    return loss.item()
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Mean of -log softmax(states @ table.T)[target], block by block with its gradients.
+
+    With p the softmax of one of R rows, its gradient is (p - [v = target]) / R. It takes the place
+    of the scores, which spares passes over them.
+    """
+
+    @staticmethod
+    def forward(ctx, states, table, targets):
+        of_states, of_table, total = torch.empty_like(states), torch.zeros_like(table), 0.0
+        for block in blocks(len(targets), len(table) - 1):
+            here, wanted = states[block], targets[block]
+            scores = here @ table.T  # [rows of the block, items]
+            torch.log_softmax(scores, -1, out=scores)
+            each = torch.arange(len(wanted), device=wanted.device)
+            total -= scores[each, wanted].sum()
+            slope = scores.exp_()
+            slope[each, wanted] -= 1
+            of_states[block] = slope @ table
+            of_table.addmm_(slope.T, here)
+        ctx.save_for_backward(of_states, of_table)
+        ctx.rows = len(targets)
+        return total / ctx.rows
+
+    @staticmethod
+    def backward(ctx, gradient):
+        of_states, of_table = ctx.saved_tensors
+        return gradient / ctx.rows * of_states, gradient / ctx.rows * of_table, None
 
 
 def untrained(items, knobs):
@@ -174,8 +228,8 @@ def save_teacher(teacher, path):
 
 
 def load_teacher(path, items, knobs):
-    """Read what ``save_teacher`` wrote, into a model of the profile's shape."""
-    model, tensors = untrained(items, knobs), load_file(path)
+    """Read what ``save_teacher`` wrote, into a model of the profile's shape, on the GPU if any."""
+    model, tensors = untrained(items, knobs).to(device()), load_file(path)
     kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith(TABLE)}
     model.load_state_dict(tensors)
     if not kept:
