@@ -106,12 +106,13 @@ def rehearse(
     out: Annotated[Path, typer.Argument(help="folder to make")],
     users: Annotated[int, typer.Option(min=1, help="people")] = 1000,
     items: Annotated[int, typer.Option(min=20, help="items")] = 500,
+    length: Annotated[int, typer.Option(min=5, help="interactions of a person, mean")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="of all draws")] = 0,
 ):
     """Write invented raw files of a data set, with the dirt of the real ones, for a trial."""
     from recnb.datasets.rehearsal import write
 
-    for reason, rows in write(name, out, users, items, seed).items():
+    for reason, rows in write(name, out, users, items, seed, length).items():
         print(f"{rows:10,}  {reason}")
     print(f"recnb prepare {visible(name)} {visible(out)} FOLDER")
 

@@ -794,3 +794,12 @@ def test_from_rehearsal_to_tables_on_the_command_line(tmp_path, monkeypatch, cap
 def test_a_walk_is_not_held_in_memory():
     rows = rehearsal.walks(10**9, 100, np.random.default_rng(0))
     assert len(list(islice(rows, 5000))) == 5000
+
+
+def test_people_of_a_walk_have_as_many_interactions_as_asked():
+    for length, least in ((20, 8), (56, 22)):
+        users = [row[0] for row in rehearsal.walks(900, 400, np.random.default_rng(0), length)]
+        sizes = np.bincount(users)
+        staying = sizes[sizes > 1]
+        assert staying.min() > least and abs(staying.mean() - length) < 0.1 * length
+        assert 0.25 < (sizes == 1).mean() < 0.42

@@ -27,13 +27,14 @@ BLOCK = 1000
 START = 1_300_000_000 // DAY * DAY
 
 
-def write(name, out, users, items, seed=0):
+def write(name, out, users, items, seed=0, length=20):
     """Write the two raw files of a data set.
 
     Args:
         name: a key of ``prepare.DATASETS``.
         out: folder to make; it must not hold anything.
         users, items: how many people and usable items; a third of the people have one interaction.
+        length: interactions of the others, in the mean; the fewest are two fifths of it.
 
     Returns:
         ``{reason: lines}``: what is wrong with how many lines, in the words of ``recnb prepare``.
@@ -49,22 +50,26 @@ def write(name, out, users, items, seed=0):
         folder.mkdir()
         lines = _dirty(map(form.item, range(items)), form.item_dirt, made)
         _write(folder / dataset.item_files[0], lines)
-        log = (form.interaction(*row) for row in walks(users, items, rng))
+        log = (form.interaction(*row) for row in walks(users, items, rng, length))
         _write(folder / dataset.log_files[0], _dirty(log, form.log_dirt, made))
     return dict(made)
 
 
-def walks(users, items, rng):
-    """Yield (user, item, seconds, stars): what each of ``users`` people chose, day by day."""
+def walks(users, items, rng, length=20):
+    """Yield (user, item, seconds, stars): what each of ``users`` people chose, day by day.
+
+    Arguments as for ``write``.
+    """
+    least = 2 * length // 5
     for start in range(0, users, BLOCK):
         rows = []
         for user in range(start, min(start + BLOCK, users)):
-            length = 1 if rng.random() < 1 / 3 else 8 + rng.geometric(1 / 12)
-            own = rng.random(length) < 0.8
-            kind = np.where(own, rng.integers(len(GENRES)), rng.integers(len(GENRES), size=length))
-            popular = (rng.random(length) ** 2 * (items // len(GENRES))).astype(int)
-            days = rng.integers(2000) + np.cumsum(rng.integers(0, 20, size=length))
-            stars = np.where(own, 5, rng.integers(1, 6, size=length))
+            size = 1 if rng.random() < 1 / 3 else least + rng.geometric(1 / (length - least))
+            own = rng.random(size) < 0.8
+            kind = np.where(own, rng.integers(len(GENRES)), rng.integers(len(GENRES), size=size))
+            popular = (rng.random(size) ** 2 * (items // len(GENRES))).astype(int)
+            days = rng.integers(2000) + np.cumsum(rng.integers(0, 20, size=size))
+            stars = np.where(own, 5, rng.integers(1, 6, size=size))
             chosen = popular * len(GENRES) + kind
             for item, day, star in zip(chosen, days, stars, strict=True):
                 rows.append((user, int(item), int(START + day * DAY), int(star)))
