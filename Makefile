@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: reproduce test nightly a11y audit bench lab panel course clean setup
+.PHONY: reproduce test nightly a11y slurm-test audit bench lab panel course clean setup
 
 ## The main job: set-up, then nine notebooks on MovieLens-100K and a report.
 reproduce: setup
@@ -27,6 +27,12 @@ nightly: setup
 ## The report in a browser (Chromium, and axe-core by npm; without one of them it says so), for every reader.
 a11y: setup
 	$(BIN)/python -m pytest -q -rs -m "nightly or not nightly" tests/test_report_readers.py
+
+## recnb on a real SLURM of one node, started for this alone (root, Debian, a container): tests/cluster/slurm_test.sh.
+CASES ?=
+slurm-test: setup
+	$(BIN)/pip install --quiet --no-deps -r docs/cluster/requirements.lock
+	tests/cluster/slurm_test.sh $(abspath $(BIN)/python) $(CASES)
 
 ## The environment against the locks, the locks against docs/dependencies.md, and known advisories if pip-audit is installed.
 audit: setup

@@ -27,6 +27,8 @@ from recnb.workflow.job import NodeError
 FAILED, NODE_FAILED = ".failed", ".failed-node"
 """In a stage's folder: what went wrong, with the notebook or with the node it ran on."""
 
+START_SECONDS = 600
+"""A kernel may take so long to start: a busy machine, or a cluster's disk, reads Python slowly."""
 KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
@@ -115,6 +117,7 @@ def execute(stage, profile_path, run_folder):
             progress_bar=False,
             cwd=str(root()),
             kernel_name="python3",
+            start_timeout=START_SECONDS,
             config=way,
         )
     except papermill.PapermillExecutionError as error:
