@@ -70,6 +70,20 @@ def test_the_kits_profile_gives_gpus_to_models_alone(commands):
         before = line
 
 
+def test_gpus_asked_for_and_gpus_used(commands, tmp_path):
+    a100, movie, laptop = slurm.cluster("a100"), load("paper-movie"), load("laptop")
+    assert slurm.uneven(a100, [laptop, movie], STAGES) == []
+    idle = slurm.uneven(a100, [laptop], STAGES)
+    assert len(idle) == 2 and "04_sft: 4 GPUs, and the notebook uses 1" in idle[0]
+    text = "set-resources: {05_ppo: {gres: gpu:a100}, 06_evaluation: {gpu: 1}}"
+    few = slurm.cluster(own(tmp_path, text))
+    assert slurm.uneven(few, [laptop], STAGES) == [], "none asked for: on processors"
+    with pytest.raises(
+        RecnbError, match="05_ppo: 1 GPUs, and compute.processes of the prof.* is 4"
+    ):
+        slurm.uneven(few, [movie], STAGES)
+
+
 @pytest.mark.parametrize(
     "name, said",
     [
@@ -89,6 +103,7 @@ def test_a_workflow_profile_must_be_there(commands, name, said):
         ("jobs: [", "config.yaml: "),
         ("set-resources: {04_stf: {runtime: 3}}", "no stage 04_stf; stages: 01_data"),
         ("set-resources: ['04_sft:runtime=3']", "set-resources: expected lines of the form"),
+        ("set-resources: {}", "set-resources: nothing stands under it: leave the line out"),
         ("default-resources: [runtime=3]", "default-resources: expected lines of the form"),
         ("set-resources: {04_sft: {runtime: 24h}}", "04_sft: runtime: '24h' is no whole"),
         (

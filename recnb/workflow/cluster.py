@@ -16,6 +16,7 @@ from pathlib import Path
 from recnb import RecnbError
 from recnb.artifacts import atomic_path
 from recnb.profile import STAGES, read_yaml
+from recnb.workflow import gpus
 
 PROFILES = Path(__file__).parent / "profiles"
 """Workflow profiles that come with the kit, a folder each."""
@@ -113,6 +114,9 @@ def resources(cluster, stage):
         RecnbError: not a mapping, an unknown stage, a number that is none; with file and key.
     """
     path, found = cluster.folder / "config.yaml", {}
+    for name in ("default-resources", "set-resources"):
+        if name in cluster.settings and not cluster.settings[name]:
+            raise RecnbError(f"{path}: {name}: nothing stands under it: leave the line out")
     of_stages = cluster.settings.get("set-resources") or {}
     parts = {"default-resources": cluster.settings.get("default-resources") or {}}
     if isinstance(of_stages, dict):
@@ -135,6 +139,44 @@ def resources(cluster, stage):
                 )
         found |= values
     return found
+
+
+def uneven(cluster, profiles, stages):
+    """Compare the GPUs that stages ask for with those that they use.
+
+    Returns:
+        A sentence for each stage that would leave some idle. A stage that asks for none computes on
+        processors.
+
+    Raises:
+        RecnbError: a stage would have fewer than it uses.
+    """
+    found = []
+    for stage in stages:
+        asked = gpus_of(resources(cluster, stage))
+        most = max(gpus.wanted(stage, profile) for profile in profiles)
+        where = f"{cluster.folder / 'config.yaml'}: set-resources: {stage}"
+        if 0 < asked < most:
+            raise RecnbError(
+                f"{where}: {asked} GPUs, and compute.processes of the profile is {most}: ask for "
+                f"{most} (gres), or lower compute.processes"
+            )
+        if asked > most:
+            found.append(
+                f"{where}: {asked} GPUs, and the notebook uses {most}: ask for fewer (gres), or "
+                "raise compute.processes for SL and RL"
+            )
+    return found
+
+
+def gpus_of(own):
+    """How many GPUs a stage's resources ask for: of ``gpu: 2``, ``gres: "gpu:a100:4"`` or none."""
+    if own.get("gpu"):
+        return own["gpu"]
+    parts = str(own.get("gres") or "").split(":")
+    if parts[0] != "gpu":
+        return 0
+    return int(parts[-1]) if parts[-1].isdigit() else 1
 
 
 def ask(cluster, stages):

@@ -57,6 +57,8 @@ def run_together(runs, until="", student=None, cluster=None):
     runs = [(_prepared(resolved, cluster), folder) for resolved, folder in runs]
     folders = [folder for _, folder in runs]
     if cluster:
+        for sentence in slurm.uneven(cluster, [resolved for resolved, _ in runs], stages):
+            print(f"warning: {sentence}")
         slurm.ask(cluster, stages)
     with contextlib.ExitStack() as stack:
         for folder in sorted(folders):
@@ -162,9 +164,8 @@ def _clear(folder, stages):
             os.utime(folder / stage / "manifest.json")
     (folder / "report.html").unlink(missing_ok=True)
     for stage in stages:
-        (folder / stage / "manifest.json").unlink(missing_ok=True)
-        (folder / stage / ".failed").unlink(missing_ok=True)
-        (folder / stage / ".progress.json").unlink(missing_ok=True)
+        for name in ("manifest.json", ".failed", ".failed-node", ".progress.json"):
+            (folder / stage / name).unlink(missing_ok=True)
     if (folder / ".snakemake").is_dir():
         shutil.rmtree(folder / ".snakemake")
 

@@ -54,7 +54,8 @@ def workflow_profile(name, stages=None, **defaults):
     settings["slurm-init-seconds-before-status-checks"] = 2
     usual = {"slurm_partition": "main", "runtime": 120, "mem_mb": 1500, "cpus_per_task": 1}
     settings["default-resources"] = usual | {"nodes": 1} | defaults
-    settings["set-resources"] = stages or {}
+    if stages:
+        settings["set-resources"] = stages
     folder = FOLDER / "workflow-profiles" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
