@@ -1,5 +1,6 @@
 """Runs on a cluster, as far as a machine without one can tell; make slurm-test starts one."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 import typer
 import yaml
@@ -211,14 +213,17 @@ def test_jobs_of_an_earlier_start_are_not_doubled(commands, tmp_path):
 
 
 def test_a_job_has_its_allocations_threads(monkeypatch):
-    machine_ = machine.cores()
+    eight = list(range(8))
+    monkeypatch.setattr(machine.psutil.Process, "cpu_affinity", lambda _: eight, raising=False)
+    monkeypatch.setattr(machine, "_cgroup", lambda name: "")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    for said, threads in (("1", 1), ("9999", machine_), ("", machine_)):
+    for said, threads in (("3", 3), ("64", 8), ("", 8)):
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", said)
         assert machine.cores() == threads
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
+    assert machine.cores() == 2
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert machine.cores() == machine_, "what is left of an old job's environment does not count"
+    assert machine.cores() == 8, "what is left of an old job's environment does not count"
 
 
 def test_a_job_sets_threads_and_the_time_of_a_last_checkpoint(commands, monkeypatch):
@@ -458,6 +463,30 @@ def test_a_notebook_sees_the_gpus_it_holds(pool, monkeypatch, tmp_path, stage, s
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "slurm's")
     with execute._gpus(stage, tmp_path, "slurm"):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "slurm's"
+
+
+@pytest.mark.nightly
+def test_two_runs_side_by_side_on_two_gpus(tmp_path):
+    """From the command line to the kernels, on fake ids: each sees one, at the same time."""
+    environment = os.environ | {"RECNB_RUNS": str(tmp_path), gpus.VARIABLE: "0,1"}
+    command = [sys.executable, "-m", "recnb.cli", "run", "smoke", "--until", "02_teacher"]
+    command += ["--set", "seeds=[0, 1]", "--set", "teacher.max_epochs=100"]
+    run = subprocess.Popen([*command, "--set", "teacher.patience=100"], env=environment, cwd=root())
+    seen = []
+    try:
+        while run.poll() is None:
+            now = []
+            for one in psutil.Process(run.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "ipykernel_launcher" in " ".join(one.cmdline()):
+                        now.append(one.environ().get("CUDA_VISIBLE_DEVICES"))
+            seen.append(sorted(one for one in now if one in ("0", "1")))
+            time.sleep(0.2)
+    finally:
+        run.kill()
+        run.wait()
+    assert run.returncode == 0 and ["0", "1"] in seen
+    assert ["0", "0"] not in seen and ["1", "1"] not in seen
 
 
 def test_a_hub_model_is_looked_for_before_a_run(monkeypatch, tmp_path):

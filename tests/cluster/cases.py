@@ -38,6 +38,8 @@ SMALLER += ["tallrec.seeds=[0]", "tallrec.epochs=4", "general_ability.shares=[0.
 SMALLER += ["evaluation.users=20", "evaluation.bootstrap=50", "evaluation.decoding=[free]"]
 KNOBS = [] if os.environ.get("RECNB_SLURM_FULL") == "1" else SMALLER
 TEACHER = "02_teacher"
+LIMIT = 2
+"""Minutes of a job that shall run into its time limit."""
 PAPER = {"data.path": str(FOLDER)}
 """Any folder will do where nothing is run."""
 
@@ -80,7 +82,7 @@ def submit(name, folder, *arguments, knobs=()):
 
 def ends_well(run):
     """The output of a command that ends with exit code 0."""
-    said, _ = run.communicate(timeout=PATIENCE)
+    said, _ = run.communicate(timeout=4 * PATIENCE)
     assert run.returncode == 0, f"exit code {run.returncode}:\n{said}"
     return said
 
@@ -148,6 +150,7 @@ def gpus_and_threads():
     ends_well(run)
     ids = sorted(environment["CUDA_VISIBLE_DEVICES"] for environment in seen.values())
     assert ids == ["0", "1"], f"CUDA_VISIBLE_DEVICES of the two jobs: {ids}"
+    assert {environment["OMP_NUM_THREADS"] for environment in seen.values()} == {"1"}
 
 
 def threads():
@@ -165,13 +168,13 @@ def threads():
 
 @functools.cache
 def longer():
-    """Knobs with which the teacher trains for about two minutes here, twice a short time limit."""
+    """Knobs with which the teacher trains for about three minutes here: longer than ``LIMIT``."""
     smoke = load("smoke")
     catalog, histories = build(smoke.data, smoke.seed)
     knobs = smoke.teacher.model_copy(update={"max_epochs": 20, "patience": 20})
     torch.set_num_threads(1)
     _, rows = train_sasrec(histories, len(catalog), knobs, 0)
-    count = int(120 * len(rows) / rows[-1]["seconds"])
+    count = int(180 * len(rows) / rows[-1]["seconds"])
     return [f"teacher.max_epochs={count}", f"teacher.patience={count}"]
 
 
@@ -186,13 +189,13 @@ def progress(name):
 def timeout():
     """A job that SLURM ends at its time limit is submitted again and goes on where it was."""
     before = jobs()
-    folder = workflow_profile("timeout", {TEACHER: {"runtime": 1}})
+    folder = workflow_profile("timeout", {TEACHER: {"runtime": LIMIT}})
     ends_well(submit("timeout", folder, "--until", TEACHER, knobs=longer()))
-    # The training takes two minutes and a try one: from the start each time, it would not end.
+    # The training takes three minutes and a try two: from the start each time, it would not end.
     states = [state for state, comment, _ in since(before).values() if TEACHER in comment]
     assert states.count("TIMEOUT") >= 1 and states.count("COMPLETED") == 1, states
     manifest = json.loads((RUNS / "timeout" / TEACHER / "manifest.json").read_text())
-    assert manifest["wall_seconds"] > 60, "the time of all tries is counted"
+    assert manifest["wall_seconds"] > 60 * LIMIT, "the time of all tries is counted"
 
 
 def preemption():
