@@ -4,6 +4,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from papermill.clientwrap import PapermillNotebookClient
 
 from recnb import RecnbError
 from recnb.profile import STAGES, save
@@ -43,6 +44,15 @@ def test_the_terminal_shows_the_kernels_own_errors_alone(notebook, capfd):
         notebook("import os\nos.write(2, b'a real one\\n')")
     shown = capfd.readouterr().err
     assert "a real one" in shown and "WARNING" not in shown
+
+
+def test_a_busy_machine_gets_time(notebook, monkeypatch):
+    """papermill hands options on by name, unchecked: a misspelled one would do nothing."""
+    clients = []
+    monkeypatch.setattr(PapermillNotebookClient, "execute", lambda self: clients.append(self))
+    with pytest.raises(RecnbError, match="without a valid manifest"):
+        notebook("1")
+    assert clients[0].startup_timeout >= 600 and clients[0].iopub_timeout >= 600
 
 
 def test_a_dead_kernel_names_what_may_have_ended_it(notebook):

@@ -29,6 +29,9 @@ FAILED, NODE_FAILED = ".failed", ".failed-node"
 
 START_SECONDS = 600
 """A kernel may take so long to start: a busy machine, or a cluster's disk, reads Python slowly."""
+OUTPUT_SECONDS = 600
+"""And so long to hand over a cell's last output; four seconds, as it comes, end a busy machine's
+run."""
 KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
@@ -118,6 +121,7 @@ def execute(stage, profile_path, run_folder):
             cwd=str(root()),
             kernel_name="python3",
             start_timeout=START_SECONDS,
+            iopub_timeout=OUTPUT_SECONDS,
             config=way,
         )
     except papermill.PapermillExecutionError as error:
