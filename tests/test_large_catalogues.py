@@ -15,7 +15,7 @@ from recnb.instructions.labels import ranked_items
 from recnb.instructions.synthesis import _candidates, heldout_requests, validation_samples
 from recnb.interactions import Histories
 from recnb.profile import Teacher as Knobs
-from recnb.teacher import ranking, training
+from recnb.teacher import popularity, ranking, training
 from recnb.teacher.popularity import ItemKNN, Popularity, Transitions
 from recnb.teacher.ranking import Teacher, best_first, blocks, leave_one_out, scored
 
@@ -54,6 +54,18 @@ def test_item_knn_by_brute_force(world):
     assert np.array_equal(found.similarity.toarray(), similarity)
     wanted = [similarity[np.asarray(history, dtype=int)].sum(0) for history in asked]
     assert np.array_equal(found.scores(asked), wanted), "the same sums in the same order"
+
+
+def test_of_many_neighbours_the_nearest_count(world, monkeypatch, narrow):
+    catalog, histories = world
+    every = ItemKNN(histories, len(catalog)).similarity.toarray()
+    monkeypatch.setattr(popularity, "NEIGHBOURS", 5)
+    found, left_out = ItemKNN(histories, len(catalog)).similarity.toarray(), 0
+    for row, kept in zip(every, found, strict=True):
+        fifth = np.sort(row)[-5]
+        assert np.array_equal(kept, np.where(row >= fifth, row, 0))
+        left_out += (row > kept).sum()
+    assert left_out > 100
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

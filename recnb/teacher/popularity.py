@@ -4,8 +4,12 @@ Each gives scores [B, N+1]. What they know of pairs of items is kept sparse: a t
 would not fit where there are many items.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from scipy import sparse
+
+from recnb.teacher.ranking import blocks
 
 
 class Popularity:
@@ -22,23 +26,35 @@ class Popularity:
         return np.tile(self.counts, (len(histories), 1))
 
 
+NEIGHBOURS = 2048
+"""Of an item, so many of its nearest others count (those as near as the last one, too): without a
+bound, time and memory would grow faster than the interactions."""
+
+
 class ItemKNN:
     """Sum of the cosine similarities between an item and the items of the history.
 
     Attributes:
-        similarity: sparse float32 [N+1, N+1]; two items have an entry if some user has both.
+        similarity: sparse float32 [N+1, N+1]; row i: the nearest others of item i.
     """
 
     def __init__(self, histories, items):
-        trains = [histories.train(user) for user in range(len(histories))]
-        matrix = _rows_of(trains, items)
+        matrix = _rows_of([histories.train(user) for user in range(len(histories))], items)
         norms = np.maximum(np.sqrt(matrix.sum(0)), np.float32(1e-9))
-        self.similarity = matrix.T.tocsr() @ matrix  # how many users have both
-        lengths = np.diff(self.similarity.indptr)
-        self.similarity.data /= np.repeat(norms, lengths)
-        self.similarity.data /= norms[self.similarity.indices]
-        own = np.repeat(np.arange(items + 1), lengths) == self.similarity.indices
-        self.similarity.data[own] = 0
+        users, parts = matrix.T.tocsr(), []
+        for block in blocks(items + 1, items):
+            part = users[block] @ matrix  # how many users have both
+            rows = np.repeat(np.arange(block.start, block.stop), np.diff(part.indptr))
+            part.data /= norms[rows]
+            part.data /= norms[part.indices]
+            part.data[rows == part.indices] = 0
+            for start, end in pairwise(part.indptr):
+                if end - start > NEIGHBOURS:
+                    row = part.data[start:end]
+                    row[row < np.partition(row, -NEIGHBOURS)[-NEIGHBOURS]] = 0
+            part.eliminate_zeros()
+            parts.append(part)
+        self.similarity = sparse.vstack(parts, format="csr")
 
     def scores(self, histories):
         """[B, N+1]."""
