@@ -23,7 +23,7 @@ from recnb.lm import hub
 from recnb.profile import STAGES, load, root, save
 from recnb.workflow import cluster as slurm
 from recnb.workflow import execute, gpus, graph, job
-from recnb.workflow.launch import ENDED, together
+from recnb.workflow.launch import ENDED, _why, together
 
 
 @pytest.fixture
@@ -334,6 +334,26 @@ def test_a_stage_is_taken_as_links(tmp_path, monkeypatch):
         graph.take("01_data", second)
 
 
+def test_what_is_said_of_jobs_that_failed(tmp_path):
+    first, second = tmp_path / "a-seed0", tmp_path / "a-seed1"
+    for folder in (first, second):
+        (folder / "04_sft").mkdir(parents=True)
+    said = (
+        "SLURM-job '5' failed, SLURM status is: 'TIMEOUT'. More\nSLURM status is: 'OUT_OF_MEMORY'."
+    )
+    for name, text in ((execute.FAILED, "cell 3"), (execute.NODE_FAILED, "node9: disk full")):
+        (first / "04_sft" / name).write_text(text)
+    (second / "04_sft" / execute.FAILED).write_text("cell 4")
+    lines = _why([first, second], 1, said).splitlines()
+    assert lines[:3] == ["a-seed0: cell 3", "a-seed0: node9: disk full", "a-seed1: cell 4"]
+    assert lines[3].startswith("SLURM ended a job at its memory limit: raise mem_mb")
+    assert lines[4].startswith("SLURM ended a job at its time limit: raise runtime")
+    assert "start the same command again" in lines[5]
+    shutil.rmtree(first / "04_sft")
+    shutil.rmtree(second / "04_sft")
+    assert "the last it said:\nboom" in _why([first], 1, "boom\n")
+
+
 def test_braces_in_a_path_are_refused(tmp_path):
     (tmp_path / "{x}" / "smoke").mkdir(parents=True)
     with pytest.raises(RecnbError, match="takes braces in a path for a pattern"):
@@ -476,8 +496,8 @@ def test_two_runs_side_by_side_on_two_gpus(tmp_path):
     try:
         while run.poll() is None:
             now = []
-            for one in psutil.Process(run.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error):
+                for one in psutil.Process(run.pid).children(recursive=True):
                     if "ipykernel_launcher" in " ".join(one.cmdline()):
                         now.append(one.environ().get("CUDA_VISIBLE_DEVICES"))
             seen.append(sorted(one for one in now if one in ("0", "1")))
@@ -558,7 +578,7 @@ def test_the_page_names_what_there_is():
     for name in [*profile, *profile["default-resources"], "gres", "slurm_account"]:
         assert f"`{name}`" in PAGE, name
     for state, said in ENDED.items():
-        assert state in ("NODE_FAIL", "CANCELLED") or f"`{said.split(':')[0]}`" in PAGE
+        assert state in ("NODE_FAIL", "CANCELLED") or f" {said.split(':')[0]}`" in PAGE
     cases = (root() / "tests" / "cluster" / "cases.py").read_text(encoding="utf-8")
     for name in re.search(r'CASES="(.*?)"', PAGE)[1].split():
         assert f"\ndef {name}():" in cases

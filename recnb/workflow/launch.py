@@ -258,7 +258,7 @@ def _why(folders, code, said):
             name = f"{folder.name}: " if len(folders) > 1 else ""
             failed.append(name + path.read_text(errors="replace"))
     ended = sorted(set(re.findall(r"SLURM status is: '(\w+)'", said)))
-    failed += [f"SLURM ended a job: {ENDED[state]}" for state in ended if state in ENDED]
+    failed += [f"SLURM ended a job {ENDED[state]}" for state in ended if state in ENDED]
     if failed:
         return "\n".join([*failed, f"Mend the cause and {kept}"])
     end = "\n".join(said.strip().splitlines()[-15:])
@@ -266,10 +266,10 @@ def _why(folders, code, said):
 
 
 ENDED = {
-    "TIMEOUT": "its time limit came more often than retries allows: raise runtime or retries",
-    "OUT_OF_MEMORY": "its memory limit was reached: raise mem_mb",
-    "NODE_FAIL": "its node failed",
-    "CANCELLED": "someone cancelled it",
+    "TIMEOUT": "at its time limit: raise runtime, or retries if it took more tries than these",
+    "OUT_OF_MEMORY": "at its memory limit: raise mem_mb",
+    "NODE_FAIL": "with its node, which failed",
+    "CANCELLED": "because someone cancelled it",
 }
 """States of SLURM's that say why, and knobs of the workflow profile that help."""
 
