@@ -1,8 +1,10 @@
-"""Write the generated parts of docs/scale.md anew: plans of the paper's profiles, the cost table.
+"""Write the generated parts of docs/scale.md anew: plans, costs, and what two benchmarks measured.
 
 ``python benchmarks/scale.py``; ``tests/test_plan.py`` fails where the page is behind the code.
 """
 
+import csv
+import math
 import re
 
 from recnb.artifacts import read_manifest
@@ -60,10 +62,53 @@ def _cell(hours, gib):
     return ", ".join([time if hours else "", f"{gib:.1f} GiB" if gib else ""]).strip(", ")
 
 
+def rehearsed():
+    """The steps of ``paper_size.py``, as it measured them."""
+    lines = ["| step | processor, s | on a clock, min | GiB |", "|---|---|---|---|"]
+    rows = _rows("paper_size.csv")
+    for row in rows:
+        gib = int(row["peak_mib"]) / 1024
+        minutes = float(row["wall_seconds"]) / 60
+        seconds = f"{float(row['cpu_seconds']):,.0f}"
+        lines.append(f"| {row['step']} | {seconds} | {minutes:.1f} | {gib:.1f} |")
+    seconds, wall = (sum(float(row[c]) for row in rows) for c in ("cpu_seconds", "wall_seconds"))
+    most = max(int(row["peak_mib"]) for row in rows) / 1024
+    return "\n".join([*lines, f"| all | {seconds:,.0f} | {wall / 60:.1f} | {most:.1f} |"])
+
+
+def growth():
+    """The functions of ``growth.py``: seconds, MiB, and by which power seconds grow."""
+    rows = _rows("growth.csv")
+    users = sorted({int(row["users"]) for row in rows})
+    heads = [f"{count:,} users" for count in users]
+    lines = [
+        f"| function | {' | '.join(heads)} | power | of the last step |",
+        "|---" * (len(users) + 3) + "|",
+    ]
+    for name in dict.fromkeys(row["function"] for row in rows):
+        own = [row for row in rows if row["function"] == name]
+        cells = [f"{float(r['cpu_seconds']):.1f} s, {int(r['more_mib']):,} MiB" for r in own]
+        powers = [_power(own[0], own[-1]), _power(own[-2], own[-1])]
+        lines.append(f"| {name} | {' | '.join([*cells, *powers])} |")
+    return "\n".join(lines)
+
+
+def _power(first, last):
+    """p of seconds that grow as interactions to the power of p."""
+    seconds = float(last["cpu_seconds"]) / float(first["cpu_seconds"])
+    interactions = int(last["interactions"]) / int(first["interactions"])
+    return f"{math.log(seconds) / math.log(interactions):.2f}"
+
+
+def _rows(name):
+    with open(root() / "benchmarks" / name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def renewed(page):
     """The page with its generated parts as the code has them now."""
     blocks = {f"plan {name}": lambda name=name: plan_block(name) for name in COMPUTED[1:]}
-    blocks["costs"] = costs
+    blocks |= {"costs": costs, "rehearsed": rehearsed, "growth": growth}
     for name, write in blocks.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)

@@ -15,6 +15,7 @@ from recnb import RecnbError, machine, sources
 from recnb.evaluation.protocol import TASKS
 from recnb.instructions import templates
 from recnb.instructions.synthesis import table8
+from recnb.teacher.ranking import SCORE_BYTES
 
 GIB = 2**30
 
@@ -100,9 +101,12 @@ own decoding on a GPU has not been timed."""
 SAMPLE_BYTES, TOKEN_BYTES = 8700, 370
 """Host memory of an instruction as text (notebook 03) and of a token of the SL set (04): what the
 reference run took on a CPU, 3.1 and 6.6 GiB, less libraries and model."""
-SECONDS_A_SAMPLE = 6e-7
-"""Making one instruction, for each item of the catalogue: 11 minutes for 58,398 at 18,744 items,
-measured on one core."""
+A_USER, PAIR_BYTES = 60, 16
+"""Interactions of a user (56 in the paper's Movie data); bytes of a pair of items that some user
+has both of, for item-kNN and transitions. Both from a rehearsal (docs/scale.md)."""
+SECONDS_A_SAMPLE, SECONDS_AN_ITEM = 4e-4, 1.4e-8
+"""Making one instruction, and that for each item of the catalogue: 38 seconds for 58,398 at 18,744
+items, measured on one core; how they part is assumed."""
 
 
 @dataclass(frozen=True)
@@ -515,9 +519,11 @@ def _teacher(profile, hardware, shape, length, users, items, counts):
     speed = 0.08  # TFLOP/s of a core, measured (papermill_runs/reference/speed.json)
     row = Stage("02_teacher", knobs.max_epochs * math.ceil(users / knobs.batch_size), tokens)
     row.hours, row.kind = work / speed / 1e12 / 3600, "computed"
-    row.memory = {"scores of the catalogue": 12.0 * knobs.batch_size * knobs.max_length * items}
-    if knobs.transitions:
-        row.memory["table of transitions"] = 4.0 * items * items
+    scores = 4.0 * knobs.batch_size * knobs.max_length * items
+    row.memory = {
+        "scores of the catalogue": 3 * min(scores, SCORE_BYTES),
+        "pairs of items": PAIR_BYTES * min(items**2, users * A_USER**2),
+    }
     row.disk = 4.0 * items * knobs.width
     return row
 
@@ -525,7 +531,8 @@ def _teacher(profile, hardware, shape, length, users, items, counts):
 def _instructions(profile, hardware, shape, length, users, items, counts):
     total = sum(counts.values())
     row = Stage("03_instructions", 0, total * (length.prompt + length.answer))
-    row.hours = SECONDS_A_SAMPLE * items * (total - counts["I4"]) / 3600
+    lists = total - counts["I4"]
+    row.hours = (SECONDS_A_SAMPLE + SECONDS_AN_ITEM * items) * lists / 3600
     row.kind, row.disk = "computed", machine.LIST_BYTES * total
     if not hardware.cuda:
         row.memory = {"instructions as text": SAMPLE_BYTES * total}
@@ -816,7 +823,7 @@ KNOBS = {
     "weights laid out for the processor": "model.dtype bfloat16",
     "reading prompts": "a smaller evaluation.batch_size",
     "scores of the catalogue": "a smaller teacher.batch_size",
-    "table of transitions": "teacher.transitions 0",
+    "pairs of items": "a larger data.k_core",
 }
 """What to turn, for each part of the memory."""
 
