@@ -24,6 +24,7 @@ import yaml
 
 from recnb.artifacts import is_done, sha256
 from recnb.datasets import build
+from recnb.owner import end_tree
 from recnb.profile import STAGES, load, root
 from recnb.teacher.training import train_sasrec
 from recnb.workflow.cluster import JOBS, ask, cluster, options, resources
@@ -401,9 +402,14 @@ def main():
             traceback.print_exc()
         took = f"{time.time() - began:.0f} s"
         print(f"{outcome}: {case.__name__} ({took}): {case.__doc__.splitlines()[0]}", flush=True)
+        end_tree(psutil.Process(), but_not_itself=True)  # what a failed case left
         subprocess.run(["scancel", "--user", "root"], check=False)
     raise SystemExit(1 if failed else 0)
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        main()
+    finally:
+        end_tree(psutil.Process(), but_not_itself=True)

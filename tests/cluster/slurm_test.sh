@@ -41,15 +41,27 @@ fi
 # Short, since a socket's path may have 107 characters; the daemons want to reach what is in it.
 folder=$(mktemp -d /tmp/recnb-slurm-XXXXXX)
 daemons=()
+cases=
 made_etc=no
 
 stop() {
     code=$?
     trap - EXIT INT TERM
+    if [ -n "$cases" ]; then # it ends what it started
+        kill "$cases" 2>/dev/null || true
+        wait "$cases" 2>/dev/null || true
+    fi
     scancel --full --user root 2>/dev/null || true
     for _ in $(seq 30); do
         [ -n "$(squeue --noheader 2>/dev/null)" ] || break
         sleep 1
+    done
+    # Of a job that was ended, this SLURM may lose sight of what its shell had started.
+    for environment in /proc/[0-9]*/environ; do
+        if grep -qszx "RECNB_RUNS=$folder/runs" "$environment"; then
+            pid=${environment#/proc/}
+            kill -KILL "${pid%/environ}" 2>/dev/null || true
+        fi
     done
     for ((i = ${#daemons[@]} - 1; i >= 0; i--)); do
         kill "${daemons[i]}" 2>/dev/null || true
@@ -148,4 +160,6 @@ echo "slurm-test: $(slurmctld -V) runs in $folder"
 # What programs keep for later goes into the folder, too.
 export HOME=$folder/home TMPDIR=$folder/tmp RECNB_RUNS=$folder/runs
 unset XDG_CACHE_HOME RECNB_CACHE SNAKEMAKE_PROFILE
-"$python" "$here/cases.py" "$folder" "$@"
+"$python" "$here/cases.py" "$folder" "$@" & # in the background, so that a signal is heeded at once
+cases=$!
+wait "$cases"
