@@ -81,7 +81,8 @@ MINUTES = {
     "three": 3,
     "seven": 7,
     "eight": 8,
-    "half an hour": 30,
+    "a quarter of an hour": 15,
+    "an hour": 60,
 }
 
 
@@ -90,7 +91,7 @@ def test_the_minutes_a_lesson_states_are_those_of_the_reference_run(stage):
     path = root() / "notebooks" / f"{stage}.ipynb"
     head = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
     found = re.search(
-        r"running takes (?:.* on `smoke`, )?(.+?)(?: minutes)?(?: on `laptop`)? \|", head
+        r"running takes (?:.* on `lesson`, )?(.+?)(?: minutes)?(?: on `laptop`)? \|", head
     )
     manifest = root() / "papermill_runs" / "reference" / "laptop" / stage / "manifest.json"
     took = json.loads(manifest.read_text())["wall_seconds"] / 60

@@ -85,7 +85,7 @@ def test_pins_agree():
     normal = {name.lower().replace("_", "-"): version for name, version in lock.items()}
     for pin in direct:
         name, version = pin.split("==")
-        assert normal[name.lower()] == version, pin
+        assert normal[name.lower().replace("_", "-")] == version, pin
     conda = yaml.safe_load((root() / "environment.yml").read_text())["dependencies"][-1]["pip"]
     assert dict(line.split("==") for line in conda if "==" in line) == lock
 

@@ -46,7 +46,7 @@ def test_training_beats_popularity_and_round_trips(world, tmp_path):
     popularity = Popularity(histories, len(catalog))
     ours = leave_one_out(trained.scores, histories, "test", len(catalog))["HR@10"]
     theirs = leave_one_out(popularity.scores, histories, "test", len(catalog))["HR@10"]
-    assert ours.mean() > 1.5 * theirs.mean()
+    assert ours.mean() > 1.2 * theirs.mean()
     save_teacher(trained, tmp_path / "t.safetensors")
     again = load_teacher(tmp_path / "t.safetensors", len(catalog), knobs)
     assert np.array_equal(again.scores([[1, 2]]), trained.scores([[1, 2]]))
