@@ -1,0 +1,135 @@
+"""Fills README with what the reference run found: ``python docs/found.py``.
+
+Every number there is read from the run's tables; with a summary over seeds (``recnb summarise``)
+they are means, and a difference counts where the summary calls it real. A test compares.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from recnb.evaluation import seeds
+from recnb.evaluation.findings import in_plain_words
+from recnb.evaluation.primary import sentences
+from recnb.profile import root
+
+REFERENCE = root() / "papermill_runs" / "reference" / "laptop"
+SYSTEMS = {
+    "teacher": ("sasrec", "free"),
+    "teacher, 10 items": ("sasrec_prompt", "free"),
+    "v2 free": ("v2", "free"),
+    "full free": ("full", "free"),
+    "full constrained": ("full", "constrained"),
+    "full obey": ("full", "obey"),
+}
+"""Columns of the table."""
+ROWS = {
+    "no wish: HR@10": ("I0", "HR@10"),
+    "include: share of the category": ("I1+", "TCP"),
+    "exclude: share of the category": ("I1-", "TCP"),
+    "at most 20 %: lists that keep it": ("I2<=20", "CPA"),
+    "about 30 %: lists within one title": ("I2~30", "CPA"),
+    "about 30 %: lists with exactly 3 of 10": ("I2~30", "Exact"),
+    "at least 30 %: lists that keep it": ("I2>=30", "CPA"),
+    "k = 11 to 15: entries that repeat": ("format", "RepeatItem"),
+    "k = 11 to 15: entries shown in the prompt": ("format", "InHistory"),
+    "k = 11 to 15: entries the user had before": ("format", "Seen"),
+}
+"""Its rows: all in %."""
+TWO = {
+    "include A, exclude B: titles of A and not of B": ("I1+&I1-", "TC1¬2P"),
+    "about 30 % of A, no B: lists within one title of A's share": ("I2~30&I1-", "C1PA"),
+    "at least 30 % of A, at most 20 % of B: lists that keep A's": ("I2>=30&I2<=20", "C1PA"),
+}
+"""Two wishes at once."""
+
+
+def found(reference):
+    """What stands between the marks of README.
+
+    Args:
+        reference: folder of a finished run.
+
+    Returns:
+        ``{mark: Markdown}``: ``words`` for everybody, ``numbers`` for those who want them.
+    """
+    metrics = pd.read_csv(reference / "tables" / "metrics.csv")
+    over = seeds.read_summary(reference)
+    if over:
+        metrics = over[1]
+        names = ", ".join(map(str, over[0]))
+        whose = f"Means ± standard deviation of {len(over[0])} runs (seeds {names})"
+    else:
+        whose = "One run (seed 0)"
+    words = [f"- {line}" for line in in_plain_words(metrics)]
+    lines = [f"{whose}, all test users, in %:", "", f"| | {' | '.join(SYSTEMS)} |"]
+    lines.append("|---" * (len(SYSTEMS) + 1) + "|")
+    values = metrics.set_index(["system", "decoding", "task", "metric"])
+    for name, row in ROWS.items():
+        cells = [_cell(values, (*system, *row)) for system in SYSTEMS.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", *_beside_teachers(values)]
+    lines += ["", "**Two wishes at once** never stood together in training (free decoding, in %):"]
+    lines += ["", "| | base | v2 | full | full, when not asked |", "|---" * 5 + "|"]
+    for name, (task, metric) in TWO.items():
+        cells = [_cell(values, (s, "free", task, metric)) for s in ("base", "v2", "full")]
+        cells.append(_cell(values, ("full", "free", task, f"{metric} without control")))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "The comparisons that were fixed beforehand ([docs/primary.md](docs/primary.md))"]
+    if over:
+        lines[-1] += ", over the seeds:"
+        lines += ["", *_over_seeds(seeds.readable(over[2]))]
+    else:
+        lines[-1] += ":"
+        lines += ["", *(f"- {line}" for line in sentences(_primary(reference)))]
+    return {"words": "\n".join(words) + "\n", "numbers": "\n".join(lines) + "\n"}
+
+
+def _beside_teachers(values):
+    hits = {name: values.loc[(*SYSTEMS[name], "I0", "HR@10"), "value"] for name in SYSTEMS}
+    whole, same = (hits["full free"] / hits[name] for name in ("teacher", "teacher, 10 items"))
+    yield (
+        f"HR@10 of `full` is {whole:.2f} of the teacher's (our aim: .85) and {same:.2f} of that of "
+        "the teacher that sees the same ten titles (our aim: 1)."
+    )
+
+
+def _primary(reference):
+    return pd.read_csv(reference / "tables" / "primary.csv")
+
+
+def _cell(values, key):
+    if key not in values.index:
+        return ""
+    row = values.loc[key]
+    if "sd" in row and pd.notna(row["sd"]):
+        return f"{100 * row['value']:.1f} ± {100 * row['sd']:.1f}"
+    return f"{100 * row['value']:.1f}" if pd.notna(row["value"]) else ""
+
+
+def _over_seeds(frame):
+    for row in frame.to_dict("records"):
+        yield (
+            f"- {row['']}, {row['claim']}: {row['over the seeds']}. {row['difference of']}, "
+            f"{row['metric']}, {row['in']}: {row['mean ± sd']}, largest corrected p "
+            f"{row['largest p, corrected']}."
+        )
+
+
+def filled(text, reference):
+    """README with what stands between its marks made anew."""
+    for mark, section in found(reference).items():
+        begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+        before, _, rest = text.partition(begin)
+        text = before + begin + section + end + rest.partition(end)[2]
+    return text
+
+
+def main():
+    """Fill README."""
+    readme = Path(root() / "README.md")
+    readme.write_text(filled(readme.read_text("utf-8"), REFERENCE), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
