@@ -79,8 +79,7 @@ MINUTES = {
     "half a minute": 0.5,
     "two": 2,
     "three": 3,
-    "seven": 7,
-    "eight": 8,
+    "four": 4,
     "a quarter of an hour": 15,
     "an hour": 60,
 }
