@@ -4,14 +4,16 @@ Every number there is read from the run's tables; with a summary over seeds (``r
 they are means, and a difference counts where the summary calls it real. A test compares.
 """
 
+import json
 from pathlib import Path
 
 import pandas as pd
 
+from recnb.artifacts import read_manifest
 from recnb.evaluation import seeds
 from recnb.evaluation.findings import in_plain_words
 from recnb.evaluation.primary import sentences
-from recnb.profile import root
+from recnb.profile import STAGES, root
 
 REFERENCE = root() / "papermill_runs" / "reference" / "laptop"
 SYSTEMS = {
@@ -62,7 +64,13 @@ def found(reference):
     else:
         whose = "One run (seed 0)"
     words = [f"- {line}" for line in in_plain_words(metrics)]
-    lines = [f"{whose}, all test users, in %:", "", f"| | {' | '.join(SYSTEMS)} |"]
+    lines = [
+        _cost(reference),
+        "",
+        f"{whose}, all test users, in %:",
+        "",
+        f"| | {' | '.join(SYSTEMS)} |",
+    ]
     lines.append("|---" * (len(SYSTEMS) + 1) + "|")
     values = metrics.set_index(["system", "decoding", "task", "metric"])
     for name, row in ROWS.items():
@@ -83,6 +91,17 @@ def found(reference):
         lines[-1] += ":"
         lines += ["", *(f"- {line}" for line in sentences(_primary(reference)))]
     return {"words": "\n".join(words) + "\n", "numbers": "\n".join(lines) + "\n"}
+
+
+def _cost(reference):
+    made = [read_manifest(reference / stage, stage) for stage in STAGES]
+    speed = json.loads((reference.parent / "speed.json").read_text("utf-8"))
+    cores = "one core" if speed["cores"] == 1 else f"{speed['cores']} cores"
+    return (
+        f"It took {sum(one['wall_seconds'] for one in made) / 60:.0f} minutes on {cores} "
+        f"({speed['processor']}) and {max(one['peak_memory_mib'] for one in made) / 1024:.1f} GiB "
+        "of memory."
+    )
 
 
 def _beside_teachers(values):
