@@ -145,10 +145,12 @@ def expect_command(command):
     program, words = words[0].removeprefix(".venv/bin/"), words[1:]
     if program == "make":
         makefile = (root() / "Makefile").read_text("utf-8")
-        for target in words:
+        for target in [word for word in words if "=" not in word]:  # the rest are variables
             assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), (
                 f"no target {target}"
             )
+        for name in [word.partition("=")[0] for word in words if "=" in word]:
+            assert re.search(rf"^{re.escape(name)} \?=", makefile, re.MULTILINE), f"no {name}"
         return
     if program == "python":
         if words[0].endswith(".py"):

@@ -91,7 +91,7 @@ def begun(tmp_path):
 
 def goes_on(folder):
     """The same command finishes, without running notebook 01 again."""
-    run = start(folder, *SLOW[:2], "--set", "teacher.max_epochs=2")
+    run = start(folder, *SLOW[:2], "--set", "teacher.max_epochs=8")
     out, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
     assert "[1/9]" not in out and "[2/9] 02_teacher done" in out
