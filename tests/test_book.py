@@ -164,12 +164,14 @@ def expect_command(command):
         return
     context = group.commands[words[0]].make_context(words[0], words[1:])
     said = context.params
-    name = said.get("name") if words[0] in ("run", "tune", "doctor", "plan") else "laptop"
-    name = "laptop" if name in (None, "PROFILE") else name
-    profile.load(name, cli.overrides(said.get("set_") or []))
-    for key, values in cli.overrides(said.get("try_") or [], "--try").items():
-        for value in values:
-            profile.load(name, {key: value})
+    names = ["laptop"]
+    if words[0] in ("run", "tune", "doctor", "plan"):
+        names = said.get("names") or [said.get("name")]
+    for name in ["laptop" if name in (None, "PROFILE") else name for name in names]:
+        profile.load(name, cli.overrides(said.get("set_") or []))
+        for key, values in cli.overrides(said.get("try_") or [], "--try").items():
+            for value in values:
+                profile.load(name, {key: value})
     assert not said.get("until") or said["until"] in STAGES, said["until"]
 
 
