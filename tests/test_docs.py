@@ -1,7 +1,7 @@
 """Numbers that documents state are recomputed here."""
 
+import importlib.util
 import re
-import sys
 
 import pandas as pd
 
@@ -14,8 +14,9 @@ from recnb.ppo.rewards import score_list
 from recnb.profile import Profile, root
 from recnb.requests import Request
 
-sys.path.insert(0, str(root() / "docs"))
-import found  # noqa: E402
+SPEC = importlib.util.spec_from_file_location("found", root() / "docs" / "found.py")
+found = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(found)
 
 
 def test_fidelity_table_of_rewards():
