@@ -432,18 +432,16 @@ def summarise(
 
 
 def _summarise(runs):
-    import pandas as pd
-
-    from recnb.evaluation.seeds import write_summary
+    from recnb.evaluation.seeds import read_summary, readable, write_summary
     from recnb.report import write_report
 
     paths = write_summary(runs)
-    for path in paths[:2]:
-        shown = pd.read_csv(path)
-        shown = shown[~shown["metric"].str.endswith("without control")]
-        print(visible(shown.to_markdown(index=False, floatfmt=".4f")))
+    folder = existing_run(runs[0])
+    for row in readable(read_summary(folder)[2]).to_dict("records"):
+        found = f"{row['']} {row['claim']}: {row['over the seeds']}"
+        print(f"{found} ({row['metric']}, {row['difference of']}: {row['mean ± sd'] or 'not run'})")
     print(visible("\n".join(map(str, paths))))
-    print(write_report(existing_run(runs[0])))
+    print(write_report(folder))
 
 
 def main():
