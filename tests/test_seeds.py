@@ -1,6 +1,8 @@
 """Runs of several seeds: means, spreads, what counts as shown, and what is refused."""
 
+import html
 import json
+import re
 import shutil
 
 import numpy as np
@@ -128,6 +130,13 @@ def test_the_report_quotes_means_over_seeds(runs, capsys):
     page = (first / "report.html").read_text(encoding="utf-8")
     assert "means over 2 runs of the same settings" in page and "(seeds\n0, 1)" in page
     assert "The same comparisons over 2 seeds" in page and "± 0.14 points" in page
-    assert "seeds/primary.csv" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "seeds/primary.csv" in said and "P2 RL gives more lists that are wholly right:" in said
+    summary = page.partition("<h2>Summary</h2>")[2].partition("<h2>Data</h2>")[0]
+    effects = readable(read_summary(first)[2])
+    for found, rows in effects.groupby("over the seeds"):
+        claims = "; ".join(rows[""] + " " + rows["claim"])
+        assert f"comparisons fixed beforehand, {found}: {claims}." in html.unescape(summary)
+    assert "corrected p" not in re.sub("<dl>.*?</dl>", "", summary, flags=re.DOTALL)
     only = (REFERENCE / "report.html").read_text(encoding="utf-8")
     assert "The same comparisons over" not in only or (REFERENCE / "seeds/runs.json").exists()

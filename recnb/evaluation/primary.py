@@ -194,6 +194,20 @@ def sentences(frame):
     return lines
 
 
+def verdicts(frame, column="verdict"):
+    """The family in a few lines: what is shown, what is not.
+
+    Args:
+        frame: from ``readable`` here, or over seeds from ``recnb.evaluation.seeds.readable``.
+        column: of ``frame``, with the verdicts.
+    """
+    lines = []
+    for found, rows in frame.groupby(column, sort=False):
+        claims = "; ".join(rows[""] + " " + rows["claim"])
+        lines.append(f"Of the {len(frame)} comparisons fixed beforehand, {found}: {claims}.")
+    return lines
+
+
 def write_primary(frame, folder):
     """Write the family as text in four formats; ``primary.csv`` holds the numbers themselves."""
     write_frame(readable(frame), folder, "primary")

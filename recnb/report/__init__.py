@@ -16,10 +16,9 @@ from markupsafe import Markup
 from recnb import RecnbError
 from recnb import profile as profiles
 from recnb.artifacts import atomic_path, read_manifest, same_knobs
-from recnb.evaluation import seeds
+from recnb.evaluation import primary, seeds
 from recnb.evaluation.cases import legend
 from recnb.evaluation.findings import in_plain_words
-from recnb.evaluation.primary import sentences
 from recnb.evaluation.stored import write_other_tables
 from recnb.evaluation.tables import TITLES, title_of
 from recnb.fidelity import deviations
@@ -98,22 +97,27 @@ def write_report(run_folder):
         return Markup("<h3>{}</h3>{}").format(title_of(name), _table(found, title_of(name)))
 
     metrics = pd.read_csv(run_folder / "tables" / "metrics.csv")
+    family = pd.read_csv(run_folder / "tables" / "primary.csv")
+    verdicts = primary.verdicts(primary.readable(family))
     over = seeds.read_summary(run_folder)
+    if over:
+        over_seeds = seeds.readable(over[2])
+        verdicts = primary.verdicts(over_seeds, "over the seeds")
     first = manifests["01_data"]
     numbers = pd.Series({name: f"{value:,.6g}" for name, value in first["numbers"].items()})
     page = PAGE.render(
         name=run_folder.name,
         plain=in_plain_words(over[1] if over else metrics),
         seeds=over and over[0],
-        over_seeds=over and _frame(seeds.readable(over[2]).set_index(""), "Over the seeds"),
-        summary=_summary(manifests),
+        over_seeds=over and _frame(over_seeds.set_index(""), "Over the seeds"),
+        summary=_summary(manifests, verdicts),
         warnings=_warnings(manifests, stale),
         table=table,
         results=("table2", "table3", "table4", "table5", "table7"),
         statistics=_frame(numbers.rename("value").rename_axis("number"), "The data in numbers"),
         model=manifests["04_sft"]["numbers"]["model"],
         wordings=wordings,
-        primary=sentences(pd.read_csv(run_folder / "tables" / "primary.csv")),
+        primary=primary.sentences(family),
         cases=Markup((run_folder / "07_case_studies" / "cases.html").read_text(encoding="utf-8")),
         ability_note=manifests["09_general_ability"]["numbers"]["note"],
         tallrec_note=manifests["08_tallrec"]["numbers"]["note"],
@@ -134,8 +138,10 @@ def write_report(run_folder):
     return run_folder / "report.html"
 
 
-def _summary(manifests):
-    lines = list(manifests["06_evaluation"]["numbers"]["findings"])
+def _summary(manifests, verdicts):
+    """Levels, then what the primary comparisons show; their numbers stand further down."""
+    found = manifests["06_evaluation"]["numbers"]["findings"]
+    lines = [line for line in found if not re.match(r"P\d+, ", line)] + verdicts
     lines.append(manifests["05_ppo"]["numbers"]["finding"])
     wall = sum(m["wall_seconds"] for m in manifests.values())
     memory = max(m["peak_memory_mib"] for m in manifests.values())
