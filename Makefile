@@ -17,13 +17,14 @@ reproduce: setup
 test: setup
 	$(BIN)/ruff format --check recnb tests benchmarks docs notebooks
 	$(BIN)/ruff check recnb tests benchmarks docs notebooks
-	@# The notebooks run beside the other tests, a core each; what they said comes at the end.
-	d=$$(mktemp -d) || exit 1; \
-	RECNB_RUNS=$$d RECNB_WIDGETS=static OMP_NUM_THREADS=1 \
-	$(BIN)/python -m pytest -q --nbval --nbval-kernel-name python3 notebooks > $$d/nbval.txt 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest -q tests; tests=$$?; \
-	wait $$beside; notebooks=$$?; cat $$d/nbval.txt; rm -rf $$d; \
-	test $$tests -eq 0 && test $$notebooks -eq 0
+	@# Two halves side by side, a core each; what the one with the notebooks said comes at the end.
+	d=$$(mktemp -d) || exit 1; export OMP_NUM_THREADS=1; \
+	( RECNB_RUNS=$$d RECNB_WIDGETS=static \
+	$(BIN)/python -m pytest -q --nbval --nbval-kernel-name python3 notebooks; notebooks=$$?; \
+	$(BIN)/python -m pytest -q tests/test_[a-l]*.py && test $$notebooks -eq 0 ) > $$d/half.txt 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -q tests/test_[m-z]*.py; tests=$$?; \
+	wait $$beside; half=$$?; cat $$d/half.txt; rm -rf $$d; \
+	test $$tests -eq 0 && test $$half -eq 0
 
 ## What takes too long for every change: 10,000 generated cases a property, kill and resume.
 nightly: setup
