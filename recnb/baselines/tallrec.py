@@ -22,6 +22,7 @@ from recnb import RecnbError, datasets
 from recnb.datasets.tabular import read_csv, shown
 from recnb.engine.losses import next_token_loss
 from recnb.engine.packed import next_logits, side_by_side
+from recnb.engine.shared import share
 from recnb.text_safety import visible
 
 ALPACA = (
@@ -293,7 +294,7 @@ def auc(model, codec, examples, encoded=None):
     return float(roc_auc_score([one.label for one in examples], found))
 
 
-def tune(model, codec, examples, validation, knobs, seed, autocast=False):
+def tune(model, codec, examples, validation, knobs, seed, autocast=False, micro_tokens=0):
     """Rec-tuning: LoRA on the examples, the epoch of the best validation AUC kept.
 
     Args:
@@ -302,6 +303,8 @@ def tune(model, codec, examples, validation, knobs, seed, autocast=False):
         validation: examples that choose the epoch.
         knobs: the ``tallrec`` section of a profile.
         autocast: matrix products of the training in bfloat16.
+        micro_tokens: most tokens of one pass (``compute.micro_tokens``); a batch is cut into as
+            many as that takes. 0 = one.
 
     Returns:
         ``(model, rows)``: the PEFT model and one row an epoch (loss, validation AUC).
@@ -327,7 +330,11 @@ def tune(model, codec, examples, validation, knobs, seed, autocast=False):
         for start in range(0, len(order), knobs.batch_size):
             places = order[start : start + knobs.batch_size]
             chosen = [(training[i], examples[i].label) for i in places]
-            losses.append(_step(tuned, codec, chosen, optimizer, knobs.train_on_inputs, autocast))
+            optimizer.zero_grad(set_to_none=True)
+            given = tuned, codec, chosen, knobs.train_on_inputs, autocast, micro_tokens
+            losses.append(add_gradients(*given))
+            torch.nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
+            optimizer.step()
         value = float(roc_auc_score(truth, scores(tuned, codec, held)))
         rows.append({"epoch": epoch, "loss": float(np.mean(losses)), "validation AUC": value})
         waited += 1
@@ -340,20 +347,35 @@ def tune(model, codec, examples, validation, knobs, seed, autocast=False):
     return tuned.eval(), rows
 
 
-def _step(model, codec, chosen, optimizer, train_on_inputs, autocast):
+def add_gradients(model, codec, chosen, train_on_inputs, autocast=False, micro_tokens=0):
+    """Add the gradient of the mean loss of a batch; returns that loss.
+
+    Args:
+        chosen: pairs of what ``encode`` returns of an example, and its label.
+        train_on_inputs, autocast, micro_tokens: as for ``tune``.
+    """
     rows = [[*prompt, yes if label else no] for (prompt, yes, no), label in chosen]
+    pieces, counts, total = share([len(row) for row in rows], micro_tokens), None, 0.0
+    if len(pieces) == 1:
+        pieces = [range(len(rows))]  # in the order of the batch
+    else:
+        counts = sum(len(row) - 1 for row in rows) if train_on_inputs else len(rows), 0
+    for piece in pieces:
+        part = [rows[i] for i in piece]
+        loss = _loss(model, codec, part, train_on_inputs, autocast, counts)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def _loss(model, codec, rows, train_on_inputs, autocast, counts):
     ids, real = side_by_side(rows, codec.pad, model.device)
     following = F.pad(real[:, 1:], (0, 1))
     keep = following if train_on_inputs else following & ~F.pad(real[:, 2:], (0, 2))
     places = keep.nonzero() + torch.tensor([0, 1], device=keep.device)
     with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast):
         logits = next_logits(model, ids, real, keep)
-    loss = next_token_loss(logits, ids, places)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
+    return next_token_loss(logits, ids, places, counts=counts)
 
 
 class Sequential(torch.nn.Module):
@@ -460,8 +482,25 @@ NOTES = {
 }
 
 
+def held_examples(parts, knobs, seed):
+    """The validation and the test examples that ``few_shot`` asks, up to ``tallrec.held`` each."""
+    rng, chosen = np.random.default_rng([seed, 117]), []
+    for part in parts[1:]:
+        drawn = rng.permutation(len(part))[: knobs.held]
+        chosen.append([part[i] for i in np.sort(drawn)])
+    return chosen
+
+
 def few_shot(
-    model, codec, parts, items, knobs, seed, progress=lambda done, of: None, autocast=False
+    model,
+    codec,
+    parts,
+    items,
+    knobs,
+    seed,
+    progress=lambda done, of: None,
+    autocast=False,
+    micro_tokens=0,
 ):
     """The whole comparison on one domain: every system at every K, over several draws of examples.
 
@@ -471,18 +510,13 @@ def few_shot(
         items: number of items, or 0 for TALLRec's own files, which name no ids: then there are no
             sequential baselines.
         knobs: the ``tallrec`` section of a profile.
-        autocast: as for ``tune``.
+        autocast, micro_tokens: as for ``tune``.
 
     Returns:
         ``(DataFrame system, shots, seed, AUC, last tuned model)``; "untuned" is the model before
         rec-tuning, "in context" the same one with solved examples in its prompt.
     """
-    training, validation, test = parts
-    rng = np.random.default_rng([seed, 117])
-    drawn = rng.permutation(len(validation))[: knobs.held]
-    validation = [validation[i] for i in np.sort(drawn)]
-    drawn = rng.permutation(len(test))[: knobs.held]
-    test = [test[i] for i in np.sort(drawn)]
+    training, (validation, test) = parts[0], held_examples(parts, knobs, seed)
     for name, part in (("validation", validation), ("test", test)):
         if len({one.label for one in part}) < 2:
             raise RecnbError(
@@ -512,7 +546,8 @@ def few_shot(
                 for kind in ("gru4rec", "caser", "sasrec"):
                     value = sequential_auc(kind, examples, validation, test, items, draw)
                     rows.append((kind, shots, draw, value))
-            tuned, _ = tune(model, codec, examples, validation, knobs, draw, autocast)
+            given = model, codec, examples, validation, knobs, draw
+            tuned, _ = tune(*given, autocast, micro_tokens)
             rows.append(("tallrec", shots, draw, auc(tuned, codec, test, encoded)))
             done += 1
             progress(done, total)
