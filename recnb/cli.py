@@ -263,6 +263,20 @@ def plan(
         raise RecnbError("\n".join([f"{resolved.name} does not fit:", *refusals]))
 
 
+@app.command("gpu-check")
+def gpu_check(
+    out: Annotated[Path, typer.Option(help="folder for the report")] = Path("build/gpu-check"),
+):
+    """Try the kit on this machine's CUDA GPU, ten minutes at most; fails if a line does.
+
+    Some SL and RL steps, a 7B-shaped model's memory against recnb plan, answers against the CPU's,
+    lists a second (docs/gpu.md).
+    """
+    from recnb.gpu_check import gpu_check as check
+
+    check(out, lambda text: print(text, flush=True))
+
+
 @app.command()
 def status(run_name: RunArgument = "laptop"):
     """Say which notebooks of a run are up to date."""
