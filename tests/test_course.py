@@ -59,9 +59,15 @@ OTHER_WRONG = {
         lambda times, test: sum(t > times[test] for t in times) / len(times),
         lambda times, test: (len(times) - 1 - test) / (len(times) - 1),
     ],
-    "dangling": [
-        lambda items, log: ([r for r, i in enumerate(log) if i not in items], 0),
-        lambda items, log: ([i for i in log if i not in items], len(set(items) - set(log))),
+    "last_chance": [
+        lambda times, place: float(place == len(times) - 1),
+        lambda times, place: 1 / times.count(times[place]),
+        lambda times, place: 1 / len(times) if times[place] == times[-1] else 0.0,
+    ],
+    "arrival": [
+        lambda s, v, part: next(x for x, y in zip(s, v, strict=True) if y >= part * v[-1]),
+        lambda s, v, part: next(i for i, y in enumerate(v) if (y - v[0]) / (v[-1] - v[0]) >= part),
+        lambda s, v, part: s[sum((y - v[0]) / (v[-1] - v[0]) < part for y in v)],
     ],
     "smoothed": [
         lambda c, q, w: [a / max(sum(c), 1) for a in c],
@@ -203,7 +209,10 @@ BY_HAND = [
     ("core", ([(1, "a"), (1, "b"), (2, "a"), (2, "b"), (3, "b"), (3, "c"), (4, "c")], 2),
      [(1, "a"), (1, "b"), (2, "a"), (2, "b")]),
     ("future_share", ([30, 10, 20, 40], 0), 1 / 3),
-    ("dangling", ([1, 2, 3], [2, 9, 2, 8]), ([1, 3], 2)),
+    ("last_chance", ([3, 4, 4, 4], 2), 1 / 3),
+    ("last_chance", ([3, 4, 4, 4], 0), 0.0),
+    ("arrival", ([0, 10, 20, 40], [8, 5, 6, 0], 0.5), 40),
+    ("arrival", ([0, 10, 20, 40], [8, 4, 6, 0], 0.5), 10),
     ("smoothed", ([1, 0], [1, 3], 4.0), [2 / 5, 3 / 5]),
     ("miss", (5, Fraction(3, 10)), Fraction(1, 2)),
     ("loss_mask", ([5, 6], [7]), [False, False, True]),

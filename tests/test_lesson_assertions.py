@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 
 from recnb.catalog import Catalog
 from recnb.instructions.synthesis import _no_list
+from recnb.lesson import NOT_SEEN
 from recnb.report import _warnings, glossary, jinja2
 from recnb.teacher.ranking import teacher_beaten
 
@@ -21,6 +23,54 @@ def test_every_assertion_of_a_notebook_has_a_message(path):
         if cell["cell_type"] == "code":
             for node in ast.walk(ast.parse("".join(cell["source"]))):
                 assert not isinstance(node, ast.Assert) or node.msg, ast.unparse(node)
+
+
+def cells_of(path, kind):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [("".join(cell["source"]), cell) for cell in cells if cell["cell_type"] == kind]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_says_was_seen_its_committed_run_shows(path):
+    sentences, printed = [], ""
+    for source, cell in cells_of(path, "code"):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "saw":
+                sentences.append(node.args[1].value)
+                assert "nbval-ignore-output" not in cell["metadata"].get("tags", []), "not compared"
+        printed += "".join("".join(out.get("text", "")) for out in cell["outputs"])
+    assert len(sentences) >= 3
+    for sentence in sentences:
+        assert f"seen: {sentence}\n" in printed
+    assert NOT_SEEN not in printed
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_is_a_whole_lesson(path):
+    pages = [source for source, _ in cells_of(path, "markdown")]
+    text = "\n\n".join(pages)
+    for wanted in ("| You will |", "| You need |", "| Time |", "**Predict.**", "## What you saw"):
+        assert wanted in text, wanted
+    assert "$" in text and "## Exercises" in text
+    code = cells_of(path, "code")
+    assert "](figures/" in text or any("plots.save(" in source for source, _ in code)
+    told = re.findall(
+        r"^\*\*\d\.\d [^*]+\*\* \((★+), ([^)]+)\)(.*?)(?=^\*\*\d|\Z)", text, re.M | re.S
+    )
+    assert len(told) >= 3 and all("<details>" in rest for *_, rest in told)
+    assert {stars for stars, *_ in told} >= {"★", "★★★"} or path.stem[:2] in ("01", "05")
+    assert len(re.findall(r"\]\(https?://", text.split("## To read")[1])) >= 2
+    assert len(code) <= 26
+    for source, cell in code:
+        assert len(source.splitlines()) <= 25, source
+        for out in cell["outputs"]:
+            if "image/png" in out.get("data", {}):
+                assert out["metadata"]["image/png"]["alt"].strip(), source
+
+
+def test_the_lessons_have_twenty_five_exercises_to_fill_in():
+    tags = [cell["metadata"].get("tags", []) for p in NOTEBOOKS for _, cell in cells_of(p, "code")]
+    assert sum("exercise" in tag for tag in tags) >= 25
 
 
 def test_the_teacher_is_compared_with_every_baseline_on_both_metrics():

@@ -193,16 +193,69 @@ def without_machine(text):
     return MACHINE_PATH.sub(lambda m: Path(m[0]).name or "...", text)
 
 
-def chapter(path, book):
+SAVED = re.compile(r'stage\.folder, "(\w+)"')
+OTHER_RUN = """\
+*The output above is that of the `lesson` profile, an invented world: the cell is newer than the
+reference run, whose results stand in the rest of this chapter.*"""
+
+
+def brought_up(executed, written, figures):
+    """A run's notebook in the words of today's, which may be newer than the run.
+
+    Cells are matched by their ids. Text is today's. A code cell that is still the same keeps the
+    run's outputs. One that is not shows the figure that the run has under its name, or else what
+    the notebook as it is committed shows, with a note.
+
+    Args:
+        executed, written: nbformat notebooks.
+        figures: folder of the run's figures of this stage.
+    """
+    ran = {cell.get("id"): cell for cell in executed.cells}
+    injected = [c for c in executed.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    cells = []
+    for cell in written.cells:
+        old = ran.get(cell.get("id"))
+        if cell.cell_type != "code" or old is not None and old.source == cell.source:
+            cells.append(old if cell.cell_type == "code" else cell)
+            continue
+        cells.append(cell)
+        if "parameters" in cell.metadata.get("tags", []):
+            cells += injected
+            continue
+        named = SAVED.search(cell.source)
+        if named and (figures / f"{named[1]}.png").is_file():
+            cell.outputs = [figure_output(figures / f"{named[1]}.png")]
+        elif cell.outputs and "stage.finish(" not in cell.source:
+            cells.append(nbformat.v4.new_markdown_cell(OTHER_RUN))
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def figure_output(path):
+    """A saved figure as the output of a cell, with its alt text."""
+    image = base64.b64encode(path.read_bytes()).decode("ascii")
+    alt = json.loads(path.with_suffix(".json").read_text("utf-8"))["alt"]
+    told = {"image/png": {"alt": alt}}
+    return nbformat.v4.new_output("display_data", data={"image/png": image}, metadata=told)
+
+
+def chapter(path, book, written=None):
     """An executed notebook as the book shows it.
 
     What only serves the run is left out or folded, machine paths are gone, figures carry their alt
     text, and behind each exercise of the kit its solution is folded.
 
+    Args:
+        path: of the executed notebook.
+        book: places of all pages.
+        written: path of the same notebook as it stands today; see ``brought_up``.
+
     Raises:
         RecnbError: a cell ended in an error.
     """
     notebook = nbformat.read(path, as_version=4)
+    if written is not None:
+        figures = path.parent.parent / path.stem / "figures"
+        notebook = brought_up(notebook, nbformat.read(written, as_version=4), figures)
     place = f"notebooks/{path.name}"
     cells, heading = [], path.stem
     for number, cell in enumerate(notebook.cells):
@@ -429,7 +482,7 @@ def prepare(folder, notebooks=REFERENCE / "notebooks"):
 
     Args:
         folder: of the build; what an earlier build left in it is removed.
-        notebooks: folder of executed notebooks.
+        notebooks: folder of executed notebooks, beside it the folders of their stages.
 
     Raises:
         RecnbError: a link leads nowhere, a notebook ended in an error, MathJax is not at hand.
@@ -448,7 +501,7 @@ def prepare(folder, notebooks=REFERENCE / "notebooks"):
     for place, text in [*found.items(), ("docs/book/index.md", index)]:
         write(place, relink(without_machine(unfold(text)), place, book), source)
     for path in executed:
-        text = nbformat.writes(chapter(path, book))
+        text = nbformat.writes(chapter(path, book, root() / "notebooks" / path.name))
         write(f"notebooks/{path.name}", text, source)
     shutil.copytree(root() / "notebooks" / "figures", source / "notebooks" / "figures")
     for module in modules():

@@ -24,10 +24,10 @@ def future_share(times, test):
     return sum(time > times[test] for time in times) / (len(times) - 1)
 
 
-def dangling(items, log):
-    known, taken = set(items), set(log)
-    rows = [row for row, item in enumerate(log) if item not in known]
-    return rows, len(known - taken)
+def last_chance(times, place):
+    if times[place] != max(times):
+        return 0.0
+    return 1 / times.count(times[place])
 
 
 def ndcg(items, target, k):
@@ -93,6 +93,13 @@ def slope(p, early):
 def title_loss(p, early, target, weight):
     m = sum(a * b for a, b in zip(p, early, strict=True))
     return -math.log(p[target]) - weight * math.log(1 - m)
+
+
+def arrival(steps, values, part):
+    first, last = values[0], values[-1]
+    for step, value in zip(steps, values, strict=True):
+        if (value - first) / (last - first) >= part:
+            return step
 
 
 def item_reward(items, ranks, history, target, k, wish, category, share):

@@ -27,16 +27,15 @@ def future_share(times, test):
     raise NotImplementedError
 
 
-def dangling(items, log):
-    """What does not fit between the two tables of a catalogue.
+def last_chance(times, place):
+    """How likely an interaction is the test item if ties are broken at random.
 
     Args:
-        items: list of the ids in items.csv.
-        log: list of the ids in the column "item" of interactions.csv, row by row.
+        times: list of the times of one user's interactions, in order; some are equal.
+        place: of an interaction in ``times``, counted from 0.
 
     Returns:
-        A pair: the rows of the log, counted from 0, whose id no item has; and the number of items
-        that nobody took.
+        The probability that it stands last when interactions of the same time come in random order.
     """
     raise NotImplementedError
 
@@ -129,6 +128,20 @@ def title_loss(p, early, target, weight):
 
     Returns:
         A float.
+    """
+    raise NotImplementedError
+
+
+def arrival(steps, values, part):
+    """When a curve has come a part of its way, from its first value to its last.
+
+    Args:
+        steps: list of the steps at which it was measured, rising, at least two.
+        values: list of what was measured; the last differs from the first and may lie below it.
+        part: of the way, above 0 and at most 1.
+
+    Returns:
+        The first of the steps at which that part of the way, or more, is behind it.
     """
     raise NotImplementedError
 

@@ -227,10 +227,10 @@ def _future_share(rng, size):
     return {"times": rng.permutation(5 * n)[:n].tolist(), "test": int(rng.integers(n))}
 
 
-def _dangling(rng, size):
-    n = 1 + size // 4
-    items = (rng.permutation(2 * n)[:n] + 10).tolist()
-    return {"items": items, "log": (rng.integers(2 * n, size=1 + size // 3) + 10).tolist()}
+def _last_chance(rng, size):
+    n = 1 + size // 6
+    times = np.sort(rng.integers(2 + n // 2, size=n)).tolist()
+    return {"times": times, "place": n - 1 - int(rng.integers(min(n, 4)))}
 
 
 def _smoothed(rng, size):
@@ -276,6 +276,15 @@ def _title_loss(rng, size):
     drawn = _titles(rng, size)
     new = [place for place, early in enumerate(drawn["early"]) if not early]
     return drawn | {"target": int(rng.choice(new)), "weight": float(rng.choice([0, 0.5, 1, 2]))}
+
+
+def _arrival(rng, size):
+    """Values and parts of which binary fractions are exact: no rounding decides a tie."""
+    n = 2 + size // 8
+    values = rng.integers(-8, 9, size=n).tolist()
+    values[-1] += 20 * (values[-1] == values[0])
+    steps = (10 * np.cumsum(rng.integers(1, 4, size=n))).tolist()
+    return {"steps": steps, "values": values, "part": float(rng.choice([0.25, 0.5, 0.75, 1.0]))}
 
 
 def _strict(rng, size):
@@ -402,7 +411,7 @@ def _known(number, name, draw, points, title="", read=""):
 TASKS = [
     _new("1.1", "core", _core, 2, read=_sorted_pairs),
     _new("1.2", "future_share", _future_share, 1),
-    _new("1.3", "dangling", _dangling, 1),
+    _new("1.3", "last_chance", _last_chance, 1),
     _known("2.1", "ndcg", _ndcg, 1),
     _known("2.2", "causal_mask", _causal_mask, 2),
     _new("2.3", "smoothed", _smoothed, 2),
@@ -412,10 +421,11 @@ TASKS = [
     _new("4.1", "loss_mask", _loss_mask, 1),
     _new("4.2", "slope", _titles, 2),
     _new("4.3", "title_loss", _title_loss, 2),
+    _new("4.4", "arrival", _arrival, 2),
     _known("5.1", "item_reward", _answer, 4),
     _known("5.2", "gae", _gae, 3),
     _known("5.3", "leave_one_out", _leave_one_out, 1),
-    _known("5.4", "clipped_loss", _clipped_loss, 2, "The clipped loss", "gradient"),
+    _known("5.4", "clipped_loss", _clipped_loss, 2, read="gradient"),
     _known("5.5", "list_reward", _answer, 3, "The list reward"),
     _known("6.1", "allowed", _allowed, 2),
     _known("6.2", "holm", _holm, 2),
