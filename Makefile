@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: reproduce test nightly a11y slurm-test audit bench lab panel course clean setup
+.PHONY: reproduce test nightly a11y slurm-test gpu-check audit bench lab panel course clean setup
 
 ## The main job: set-up, then nine notebooks on MovieLens-100K and a report.
 reproduce: setup
@@ -39,6 +39,10 @@ CASES ?=
 slurm-test: setup
 	$(BIN)/pip install --quiet --no-deps -r docs/cluster/requirements.lock
 	tests/cluster/slurm_test.sh $(abspath $(BIN)/python) $(CASES)
+
+## The kit on this machine's CUDA GPU, ten minutes at most: build/gpu-check/gpu_check.html (docs/gpu.md).
+gpu-check: setup
+	$(BIN)/recnb gpu-check
 
 ## The environment against the locks, the locks against docs/dependencies.md, and known advisories if pip-audit is installed.
 audit: setup
