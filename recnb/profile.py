@@ -457,6 +457,9 @@ class Compute(Section):
     cache_gib: float = Field(0.0, ge=0)
     """Memory for the keys and values of answers while they are decoded, in RL and evaluation; those
     that do not fit are decoded after one another. 0 = all together."""
+    rollouts: Literal["hf", "vllm"] = "hf"
+    """Who writes the answers that RL learns from and those of the evaluation's free decoding: hf =
+    the kit's own decoding; vllm = vLLM out of an environment of its own (docs/gpu.md)."""
     checkpoint_minutes: float = Field(0.0, ge=0)
     """Minutes between checkpoints of SL and RL, beside sft.checkpoints and ppo.checkpoints; 0 =
     those alone."""
@@ -556,6 +559,11 @@ class Profile(Section):
             raise ValueError(
                 "model.item_tokens: the titles' rows are trained beside LoRA: set sft.rank above "
                 "0 and sft.train_embeddings to false"
+            )
+        if self.compute.rollouts == "vllm" and (self.model.item_tokens or sft.train_embeddings):
+            raise ValueError(
+                "compute.rollouts: vllm takes adapters of linear layers alone: set "
+                "model.item_tokens and sft.train_embeddings to false, or compute.rollouts to hf"
             )
         if sft.layers_from and (sft.rank == 0 or sft.train_embeddings):
             raise ValueError(

@@ -329,7 +329,7 @@ def read_adapter(folder):
 def live_adapter(peft, name):
     """The same of an adapter of a PEFT model, as it is now."""
     config = peft.peft_config[name]
-    tensors = get_peft_model_state_dict(peft, adapter_name=name)
+    tensors = get_peft_model_state_dict(peft, adapter_name=name, save_embedding_layers=False)
     return _scaled(tensors, config.lora_alpha / config.r)
 
 

@@ -36,6 +36,7 @@ from recnb.engine.shared import (
 )
 from recnb.lm.parsing import parse
 from recnb.lm.recommender import drafting, request_prompt
+from recnb.lm.vllm_client import rollouts
 from recnb.ppo import ppo_math
 from recnb.ppo.rewards import batch_scores
 from recnb.ppo.trend import Ledger
@@ -177,7 +178,7 @@ class RecPPOTrainer(SharedBatch, GRPOTrainer):
         self.knobs, self.max_new, self.compute = knobs, max_new, compute
         self.draft = drafting(codec, catalog)
         self.seed, self.generator = seed, torch.Generator(device=model.device)
-        self.ledger = None
+        self.ledger = self.rollouts = None
 
     def create_optimizer(self, model=None):
         """AdamW with one learning rate for the actor and one for the critic."""
@@ -266,6 +267,11 @@ class RecPPOTrainer(SharedBatch, GRPOTrainer):
         # Each step has a seed of its own: a resumed training draws what it would have drawn.
         draw = np.random.default_rng([self.seed, 119, self.state.global_step])
         self.generator.manual_seed(int(draw.integers(2**62)))
+        if self.rollouts:
+            seeds = draw.integers(2**31, size=len(prompts))[own].tolist()
+            asked = prompts[own], self.max_new, knobs.temperature, seeds
+            answers = self.rollouts.answers(model, *asked)
+            return gather_object(answers) if processes > 1 else answers
         cache_bytes = self.compute.cache_bytes
         numbers = None
         if processes > 1 or cache_bytes:
@@ -601,7 +607,8 @@ def train_ppo(
         compute,
     )
     trainer.remove_callback(_printer())
-    with recomputing(model, compute.checkpointing):
+    writing = rollouts(model, codec, knobs, compute)
+    with recomputing(model, compute.checkpointing), writing as trainer.rollouts:
         trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
     # Without the trainer's autocast.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
