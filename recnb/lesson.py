@@ -93,7 +93,7 @@ def timeline(times, latest=24):
         f"Dots along time: one user's last {len(times)} interactions, at {len(moments)} moments; "
         f"{tied} bear the time of the one before. The validation and the test target bear {last}."
     )
-    figure.tight_layout(rect=(0, 0.42 / height, 1, 1))
+    figure.tight_layout(rect=(0, 0.28 / height, 1, 1))
     return figure
 
 

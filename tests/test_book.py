@@ -307,6 +307,54 @@ def test_a_chapter_keeps_what_a_reader_needs(tmp_path):
     assert made == book().chapter(notebook(tmp_path, *cells), everything).cells
 
 
+def test_a_chapter_has_todays_words_and_the_runs_numbers(tmp_path):
+    """A run is older than the text: what is still the same code keeps its outputs."""
+
+    def told(text):
+        return nbformat.v4.new_output("stream", text=text)
+
+    def with_id(cell, name):
+        cell["id"] = name
+        return cell
+
+    def text(source):
+        return with_id(nbformat.v4.new_markdown_cell(source), "text")
+
+    parameters = with_id(code('run = "lesson"', tags=["parameters"]), "parameters")
+    injected = with_id(code('run = "laptop"', tags=["injected-parameters"]), "any")
+    then = [
+        text("# Old"),
+        parameters,
+        injected,
+        with_id(code("1", told("of the run")), "same"),
+        with_id(code("2", told("by the old code")), "changed"),
+        with_id(code("9", told("gone")), "dropped"),
+    ]
+    now = [
+        text("# New"),
+        parameters,
+        with_id(code("1", told("of the lesson")), "same"),
+        with_id(code("2 + 0", told("by the new code")), "changed"),
+        with_id(code('plots.save(f, stage.folder, "dial")'), "picture"),
+        with_id(code('plots.save(f, stage.folder, "none")'), "no-picture"),
+    ]
+    figures = tmp_path / "01_data" / "figures"
+    figures.mkdir(parents=True)
+    (figures / "dial.png").write_bytes(base64.b64decode(PIXEL))
+    (figures / "dial.json").write_text('{"alt": "a dial"}')
+    (tmp_path / "notebooks").mkdir()
+    executed = tmp_path / "notebooks" / "01_data.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=then), executed)
+    made = book().chapter(executed, set(), notebook(tmp_path, *now)).cells
+    assert [c.source for c in made if c.cell_type == "markdown"] == ["# New", book().OTHER_RUN]
+    ran = {c.source: c.outputs for c in made if c.cell_type == "code"}
+    assert 'run = "laptop"' in ran and "9" not in ran
+    assert ran["1"][0].text == "of the run" and ran["2 + 0"][0].text == "by the new code"
+    picture, nothing = list(ran.values())[-2:]
+    assert 'alt="a dial"' in picture[0].data["text/html"] and nothing == []
+    assert made[[c.source for c in made].index("2 + 0") + 1].source == book().OTHER_RUN
+
+
 def test_a_chapter_that_failed_is_refused(tmp_path):
     failed = nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
     with pytest.raises(RecnbError, match="cell 0 ended in ValueError"):

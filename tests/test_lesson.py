@@ -226,7 +226,7 @@ def test_what_the_answers_of_notebook_01_say_is_so():
     knn = [hits(h, ItemKNN(h, len(catalog))) for h in (histories, random)]
     table = [hits(h, Transitions.count(h, len(catalog))) for h in (histories, random, shuffled)]
     assert knn[1] > knn[0] + 0.05 and table[1] < table[0] - 0.02
-    assert 0.005 < table[0] - table[2] < 0.03, "not a point or two"
+    assert 0.005 < table[0] - table[2] < 0.035, "not one to three points"
     stated = re.search(r"(\d+)% of (\d+) users", json.dumps(outputs_of("01_data", "ties-code")))
     tied = np.mean([times[-1] == times[-2] for times in moments])
     assert stated[1] == f"{100 * tied:.0f}" and int(stated[2]) == len(moments)

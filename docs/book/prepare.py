@@ -45,6 +45,8 @@ PARTS = {
     ],
 }
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:home|root|Users|tmp|var|mnt|opt|work)/[\w./-]*")
+WIDE = 900
+"""Pixels: a figure with several panels side by side is wider, and scrolls on a phone."""
 LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s]+)\)")
 FOLD = re.compile(r"<details><summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
 
@@ -317,7 +319,8 @@ def shown(output, heading, where):
         alt = html.escape(without_machine(alt))
         image = "".join(data["image/png"].split())
         size = png_width(image)
-        markup = f'<img alt="{alt}" width="{size}" src="data:image/png;base64,{image}">'
+        wide = ' class="wide"' if size > WIDE else ""
+        markup = f'<img{wide} alt="{alt}" width="{size}" src="data:image/png;base64,{image}">'
         data = {"text/html": markup}
     elif "text/html" in data:
         data = {"text/html": without_machine(data["text/html"])}
