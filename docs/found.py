@@ -12,7 +12,7 @@ import pandas as pd
 from recnb.artifacts import read_manifest
 from recnb.evaluation import seeds
 from recnb.evaluation.findings import in_plain_words
-from recnb.evaluation.primary import sentences
+from recnb.evaluation.primary import readable
 from recnb.profile import STAGES, root
 
 REFERENCE = root() / "papermill_runs" / "reference" / "laptop"
@@ -63,7 +63,8 @@ def found(reference):
         whose = f"Means ± standard deviation of {len(over[0])} runs (seeds {names})"
     else:
         whose = "One run (seed 0)"
-    words = [f"- {line}" for line in in_plain_words(metrics)]
+    effects = over[2] if over else _primary(reference)
+    words = [f"- {line}" for line in in_plain_words(metrics, effects)]
     lines = [
         _cost(reference),
         "",
@@ -84,12 +85,11 @@ def found(reference):
         cells.append(_cell(values, ("full", "free", task, f"{metric} without control")))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "The comparisons that were fixed beforehand ([docs/primary.md](docs/primary.md))"]
+    table = seeds.readable(effects) if over else readable(effects)
     if over:
-        lines[-1] += ", over the seeds:"
-        lines += ["", *_over_seeds(seeds.readable(over[2]))]
-    else:
-        lines[-1] += ":"
-        lines += ["", *(f"- {line}" for line in sentences(_primary(reference)))]
+        lines[-1] += ", over the seeds"
+    lines[-1] += ". Strict is the share of lists that are wholly right:"
+    lines += ["", *_family(table, "over the seeds" if over else "verdict")]
     return {"words": "\n".join(words) + "\n", "numbers": "\n".join(lines) + "\n"}
 
 
@@ -126,13 +126,12 @@ def _cell(values, key):
     return f"{100 * row['value']:.1f}" if pd.notna(row["value"]) else ""
 
 
-def _over_seeds(frame):
-    for row in frame.to_dict("records"):
-        yield (
-            f"- {row['']}, {row['claim']}: {row['over the seeds']}. {row['difference of']}, "
-            f"{row['metric']}, {row['in']}: {row['mean ± sd']}, largest corrected p "
-            f"{row['largest p, corrected']}."
-        )
+def _family(table, verdict):
+    effect, p = (c for c in table if c.startswith(("difference [", "mean", "p, c", "largest")))
+    columns = {"": "", "claim": "claim", verdict: "is it so?", effect: effect, p: p}
+    columns |= {"difference of": "difference of", "metric": "metric", "in": "in"}
+    shown = table[list(columns)].rename(columns=columns)
+    return shown.to_markdown(index=False, disable_numparse=True).splitlines()
 
 
 def filled(text, reference):

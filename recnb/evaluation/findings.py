@@ -62,11 +62,12 @@ def findings(metrics, effects):
     return lines + sentences(effects)
 
 
-def in_plain_words(metrics, system="full"):
+def in_plain_words(metrics, effects, system="full"):
     """The run for a reader who knows none of the tables' words; free decoding unless it says so.
 
     Args:
         metrics: long form.
+        effects: the primary comparisons with their verdicts, of the run or over seeds.
         system: the language model it is about.
 
     Returns:
@@ -120,6 +121,16 @@ def in_plain_words(metrics, system="full"):
             f"Asked for one category and for none of another, {two} of 100 titles are as wanted: "
             f"{verdict} than when not asked ({unasked})."
         )
+    learning = effects.set_index("name").loc["P2"]
+    if learning["verdict"] in ("shown", "the opposite is shown"):
+        change = "more" if learning["difference"] > 0 else "fewer"
+        lines.append(
+            f"Reinforcement learning makes {100 * abs(learning['difference']):.3g} {change} of 100 "
+            "lists with a wish wholly right: as many titles as were asked for, all of the "
+            "catalogue, none twice, none that the prompt showed, and the wish met."
+        )
+    elif learning["verdict"] == "not shown":
+        lines.append("That reinforcement learning makes more lists wholly right is not shown.")
     repeats, shown, had = (of_100("format", m) for m in ("RepeatItem", "InHistory", "Seen"))
     lines.append(
         f"Of 100 titles in long lists, {repeats} stand there twice, {shown} stood in the prompt, "

@@ -113,8 +113,9 @@ def read_summary(folder):
 
     Returns:
         ``(seeds, metrics, effects)``: the runs' seeds; every number, its mean as ``value``, so that
-        whatever reads a run's ``metrics.csv`` reads it; the effects of the fixed family. Or None:
-        there is no summary, or it was made before the run's evaluation was.
+        whatever reads a run's ``metrics.csv`` reads it; the effects of the fixed family, likewise
+        with their means as ``difference`` and with a ``verdict``. Or None: there is no summary, or
+        it was made before the run's evaluation was.
     """
     path = folder / FOLDER / ABOUT
     if not path.is_file():
@@ -124,7 +125,17 @@ def read_summary(folder):
     if about["fingerprint"] != manifest["fingerprint"]:
         return None
     metrics, effects = (pd.read_csv(path.with_name(f"{n}.csv")) for n in ("metrics", "primary"))
+    effects = effects.rename(columns={"mean": "difference"})
+    effects["verdict"] = [verdict(row) for row in effects.itertuples()]
     return about["seeds"], metrics.rename(columns={"mean": "value"}), effects
+
+
+def verdict(row):
+    """What may be said of one effect of the fixed family."""
+    if not row.real:
+        return "not shown"
+    as_expected = (row.difference > 0) == (row.expected == "+")
+    return "shown" if as_expected else "the opposite is shown"
 
 
 def _same_but_seed(folders):
@@ -153,20 +164,18 @@ def _same_but_seed(folders):
 
 
 def readable(effects):
-    """The fixed family's effects over the seeds as text cells, for the report."""
+    """The fixed family's effects over the seeds, from ``read_summary``, as text cells."""
     rows = []
     for row in effects.rename(columns={"largest p corrected": "p"}).itertuples():
         cell = {"": row.name, "claim": row.claim, "difference of": f"{row.a} - {row.b}"}
         cell |= {"in": row.task, "metric": row.metric, "expected": row.expected}
         if row.runs and percent(row.metric):
-            cell["mean ± sd"] = f"{100 * row.mean:+.2f} ± {100 * row.sd:.2f} points"
+            cell["mean ± sd"] = f"{100 * row.difference:+.2f} ± {100 * row.sd:.2f} points"
         elif row.runs:
-            cell["mean ± sd"] = f"{row.mean:+.4f} ± {row.sd:.4f}"
+            cell["mean ± sd"] = f"{row.difference:+.4f} ± {row.sd:.4f}"
         if row.runs:
             cell["largest p, corrected"] = p_text(row.p)
-        as_expected = (row.mean > 0) == (row.expected == "+")
-        real = "shown" if as_expected else "the opposite is shown"
-        rows.append(cell | {"over the seeds": real if row.real else "not shown"})
+        rows.append(cell | {"over the seeds": row.verdict})
     columns = ["", "claim", "difference of", "in", "metric", "expected", "mean ± sd"]
     columns += ["largest p, corrected", "over the seeds"]
     return pd.DataFrame(rows).reindex(columns=columns).fillna("")

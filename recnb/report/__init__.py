@@ -107,7 +107,7 @@ def write_report(run_folder):
     numbers = pd.Series({name: f"{value:,.6g}" for name, value in first["numbers"].items()})
     page = PAGE.render(
         name=run_folder.name,
-        plain=in_plain_words(over[1] if over else metrics),
+        plain=in_plain_words(*(over[1:] if over else (metrics, family))),
         seeds=over and over[0],
         over_seeds=over and _frame(over_seeds.set_index(""), "Over the seeds"),
         summary=_summary(manifests, verdicts),
