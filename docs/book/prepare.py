@@ -221,6 +221,9 @@ def brought_up(executed, written, figures):
             cells.append(old if cell.cell_type == "code" else cell)
             continue
         cells.append(cell)
+        if old is not None and "show_run(" in cell.source:
+            cell.outputs = old.outputs  # they say which run it is
+            continue
         if "parameters" in cell.metadata.get("tags", []):
             cells += injected
             continue
