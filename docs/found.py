@@ -77,7 +77,7 @@ def found(reference):
     for name, row in ROWS.items():
         cells = [_cell(values, (*system, *row)) for system in SYSTEMS.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", *_beside_teachers(values)]
+    lines += ["", *_beside_teachers(values), "", *_learned(reference, bool(over))]
     lines += ["", "**Two wishes at once** never stood together in training (free decoding, in %):"]
     lines += ["", "| | base | v2 | full | full, when not asked |", "|---" * 5 + "|"]
     for name, (task, metric) in TWO.items():
@@ -110,6 +110,26 @@ def _beside_teachers(values):
     yield (
         f"HR@10 of `full` is {whole:.2f} of the teacher's (our aim: .85) and {same:.2f} of that of "
         "the teacher that sees the same ten titles (our aim: 1)."
+    )
+
+
+def _learned(reference, over):
+    runs = [reference]
+    if over:
+        about = json.loads((reference / seeds.FOLDER / seeds.ABOUT).read_text("utf-8"))
+        runs = [reference.parent / name for name in about["runs"]]
+    found = [read_manifest(run / "05_ppo", "05_ppo")["numbers"] for run in runs]
+    gains = [f"{one['after'] - one['before']:.2f}" for one in found]
+    shares = []
+    for one in found:
+        gain, room = one["after"] - one["before"], one["filter, prompt only"] - one["before"]
+        shares.append(f"{100 * gain / room:.0f} %")
+    best = found[0]["filter, prompt only"]
+    yield (
+        f"RL raises the mean reward of users kept out of training by {', '.join(gains)}"
+        f"{' (a number a seed)' if over else ''}, from {found[0]['before']:.2f} in seed 0. A "
+        f"teacher that sees the prompt and applies the wish by code earns {best:.2f} there: "
+        f"{', '.join(shares)} of the distance (our aim: 50 %)."
     )
 
 
