@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recnb import RecnbError
+from recnb.baselines import tallrec
 from recnb.controls import NoControl
 from recnb.engine import shared
 from recnb.engine.beside import Beside
@@ -233,6 +234,32 @@ def test_sl_in_pieces_with_recomputed_activations_makes_the_same_update(sft, tmp
 def test_accumulation_weights_tokens_alike(sft, tmp_path):
     whole, pieces = sft(tmp_path / "whole")[0], sft(tmp_path / "pieces", accumulation=4)[0]
     assert close(trained(pieces), trained(whole))
+
+
+@pytest.mark.parametrize("train_on_inputs", [True, False])
+def test_tallrec_in_pieces_adds_up_to_the_same_gradient(language_model, world, train_on_inputs):
+    """With a limit that nothing exceeds it is the same pass, to the bit."""
+    model, codec = copy.deepcopy(language_model[0]).train(), language_model[1]
+    examples = [
+        tallrec.example("movie", range(1, 2 + n), [9], 8, n % 2, world[0].titles) for n in range(6)
+    ]
+    chosen = [
+        (row, one.label) for row, one in zip(tallrec.encode(examples, codec), examples, strict=True)
+    ]
+    longest = max(len(row[0]) + 1 for row, _ in chosen)
+    found = {}
+    for most in (0, 7 * longest, 2 * longest, 1):
+        model.zero_grad()
+        with Kept() as kept:
+            loss = tallrec.add_gradients(model, codec, chosen, train_on_inputs, False, most)
+        weights = [w.grad.flatten() for w in model.parameters()]
+        found[most] = loss, torch.cat(weights), kept.most
+    whole = found[0]
+    assert found[7 * longest][0] == whole[0] and torch.equal(found[7 * longest][1], whole[1])
+    for most, share_of_memory in ((2 * longest, 0.6), (1, 0.3)):
+        assert found[most][0] == pytest.approx(whole[0], rel=1e-5)
+        assert (found[most][1] - whole[1]).norm() < 1e-5 * whole[1].norm()
+        assert found[most][2] < share_of_memory * whole[2]
 
 
 def test_rl_in_pieces_with_recomputed_activations_makes_the_same_update(ppo, tmp_path):

@@ -7,9 +7,12 @@ causal mask hides them, and drops what it added.
 """
 
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
@@ -187,8 +190,9 @@ def ending_at(model, places):
     """Within it, only these places [R] of a pass leave the last layer, for final norm and LM head.
 
     The last layer still needs keys and values of every place; its queries and its feed-forward
-    part, most of the layer, are computed for the R alone. Layers that are not built like Llama's
-    run as they are, and give up the other places at their end.
+    part, most of the layer, are computed for the R alone; with checkpointing they are computed
+    again in the backward pass, as all layers are. Layers that are not built like Llama's run as
+    they are, and give up the other places at their end.
 
     Raises:
         RecnbError: the model is not a stack of such layers at all.
@@ -199,15 +203,23 @@ def ending_at(model, places):
             "Llama-like one"
         )
     last = model.get_decoder().layers[-1]
+    # A spread layer is of a class of its own, derived from FSDPModule and what it was before.
+    kind = type(last).__bases__[1] if isinstance(last, FSDPModule) else type(last)
+
+    def forward(hidden_states, **arguments):
+        if kind not in (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer):
+            return type(last).forward(last, hidden_states, **arguments)[:, places]
+        if last.gradient_checkpointing and last.training:
+            again = partial(ending, **arguments)
+            return checkpoint(again, hidden_states, use_reentrant=False)
+        return ending(hidden_states, **arguments)
 
     def ending(hidden_states, **arguments):
-        if type(last) not in (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer):
-            return type(last).forward(last, hidden_states, **arguments)[:, places]
         mixed = asking(last.self_attn, last.input_layernorm(hidden_states), places, **arguments)
         kept = hidden_states[:, places] + mixed
         return kept + last.mlp(last.post_attention_layernorm(kept))
 
-    last.forward = ending
+    last.forward = forward
     try:
         yield
     finally:
