@@ -126,6 +126,8 @@ def test_obey_bans_what_no_list_can_mend():
         expected = [(n, c, kind) for n, c, kind, m in moves if not can(n + 1, c + m, *world)]
         assert banned == expected
         assert f"a list of {k} titles, at least {least}" in label_of(figure)
+    drawn = label_of(lesson.looks_ahead()[0])
+    assert drawn in markdown_cell("06_evaluation", "looks-ahead-text"), "the drawing shows another"
 
 
 def test_the_area_under_the_curve_is_the_auc(rng):
