@@ -456,7 +456,7 @@ def large_checks(trial, codec, config, memory, folder):
         return rl_steps(trial, 1, NEW, folder / "rl", planned["05_ppo"], LESS)
 
     def answers():
-        return answers_lines(trial, rows, planned=planned["06_evaluation"], least=LESS)
+        return answers_lines(trial, rows, NEW, planned["06_evaluation"], LESS)
 
     def of_this_model(check):
         return [replace(line, what=f"{name}: {line.what}") for line in check()]
