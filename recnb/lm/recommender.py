@@ -31,6 +31,8 @@ class LanguageModelRecommender:
         batch_size: answers decoded together.
         tokens_per_title: most tokens reserved for each line of the answer.
         cache_bytes: most memory for keys and values while answers are decoded; 0 = no limit.
+        writer: continues prompts in the model's place, ``(prompts, rooms) -> token ids`` with the
+            most new tokens of each (``recnb.lm.vllm_client``); None = the kit's own decoding.
     """
 
     def __init__(
@@ -44,10 +46,12 @@ class LanguageModelRecommender:
         seed=0,
         obey=False,
         cache_bytes=0,
+        writer=None,
     ):
+        self.writer = writer
         self.model, self.codec, self.catalog, self.automaton = model, codec, catalog, automaton
         self.cache_bytes = cache_bytes
-        self.draft = None if automaton else drafting(codec, catalog)
+        self.draft = None if automaton or writer else drafting(codec, catalog)
         self.batch_size, self.seed, self.obey = batch_size, seed, obey
         lines = [f"\n10. {title}" for title in catalog.titles[1:]]
         lines = codec.tokenizer(lines, add_special_tokens=False)["input_ids"]
@@ -56,6 +60,17 @@ class LanguageModelRecommender:
     def recommend(self, requests, progress=lambda done, total: None):
         """Answer requests, decoded in batches of similar prompt length, in their own order."""
         return recommend_together([self], requests, progress)[0]
+
+    def prompts(self, requests):
+        """Token ids of each request's prompt."""
+        texts = [request_prompt(r, self.catalog, self.seed) for r in requests]
+        return self.codec.prompts(texts)
+
+    def written(self, requests):
+        """The answers of the ``writer``."""
+        rooms = [(r.k + 1) * self.per_line + 1 for r in requests]
+        answers = self.writer(self.prompts(requests), rooms)
+        return [parse(self.codec.decode(ids), self.catalog, len(ids)) for ids in answers]
 
     def guides(self, requests):
         """What leads each request's decoding: ``(states, drafts)``, None where nothing does."""
@@ -78,6 +93,12 @@ def recommend_together(recommenders, requests, progress=lambda done, total: None
     Returns:
         A list of ``Response`` for each recommender, in the order of the requests.
     """
+    others = [recommender for recommender in recommenders if not recommender.writer]
+    if len(others) < len(recommenders):
+        led = iter(recommend_together(others, requests, progress) if others else [])
+        found = [one.written(requests) if one.writer else next(led) for one in recommenders]
+        progress(len(requests), len(requests))
+        return found
     first = recommenders[0]
     model = at_hand(first.model)
     prompts = first.codec.prompts([request_prompt(r, first.catalog, first.seed) for r in requests])
