@@ -63,6 +63,7 @@ def fetch(
         str, typer.Argument(help="profile, or raw data set (docs/datasets.md)")
     ] = "laptop",
     mirror: Annotated[str, typer.Option(help="folder or address that has the raw files")] = "",
+    set_: SetOption = [],  # noqa: B006
 ):
     """Download and verify what a profile needs, or raw data; nothing is downloaded twice."""
     from recnb.datasets import download
@@ -70,13 +71,16 @@ def fetch(
     if name not in download.known():
         if mirror:
             raise RecnbError(f"--mirror: {name} is no raw data set ({', '.join(download.known())})")
-        from recnb.lm.hub import fetch_model
+        from recnb.lm.hub import ready
 
-        resolved = profile.load(name)
+        resolved = profile.load(name, overrides(set_))
         for source in sources.needed(resolved):
             print(f"{source.name}: {sources.fetch(source)} ({source.licence})")
-        fetch_model(resolved.model.name)
+        for sentence in ready(resolved.model.name):
+            print(f"warning: {visible(sentence)}")
         return
+    if set_:
+        raise RecnbError(f"--set is for a profile, and {name} is a raw data set")
     about = download.known()[name]
     print(f"{about['title']}, {about['page']} (licence: {about['licence']})")
     print(f"recnb prepare {name} {download.fetch(name, mirror)} FOLDER")
@@ -95,9 +99,12 @@ def prepare(
     seed: Annotated[int, typer.Option(min=0, help="of the draw")] = 0,
 ):
     """Make items.csv and interactions.csv out of a data set's raw files."""
-    from recnb.datasets.prepare import prepare, summary
+    from recnb.datasets.prepare import broken_off, prepare, summary
 
-    print(visible(summary(prepare(name, source, out, k_core, user_core, users, seed))))
+    manifest = prepare(name, source, out, k_core, user_core, users, seed)
+    print(visible(summary(manifest)))
+    for sentence in broken_off(manifest):
+        print(f"warning: {visible(sentence)}", file=sys.stderr)
 
 
 @app.command()

@@ -169,6 +169,14 @@ def read_gsm8k(path):
     return Dataset.from_list(rows)
 
 
+def refuse_data(folder):
+    """Raise before a run, not in its last notebook, where ``general_ability.data`` is no such
+    folder; what it must hold: ``harness_tasks``.
+    """
+    read_mmlu(Path(folder) / "mmlu")
+    read_gsm8k(Path(folder) / "gsm8k" / "test.jsonl")
+
+
 def harness_tasks(data):
     """Tasks in lm-evaluation-harness's own words: MMLU's subjects, GSM8K with chains of thought.
 

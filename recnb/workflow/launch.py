@@ -18,7 +18,7 @@ import psutil
 from recnb import RecnbError, profile, sources
 from recnb.artifacts import is_done, keep_student
 from recnb.datasets.check import before_run
-from recnb.lm.hub import fetch_model
+from recnb.lm.hub import OURS, ready
 from recnb.machine import cores, describe, estimate
 from recnb.owner import end_tree, owning
 from recnb.text_safety import visible
@@ -85,7 +85,8 @@ def run_together(runs, until="", student=None, cluster=None):
             for folder, (resolved, left) in to_do.items():
                 for source in sources.needed(resolved):
                     sources.fetch(source)
-                fetch_model(resolved.model.name)
+                for sentence in ready(resolved.model.name):
+                    print(f"warning: {visible(sentence)}")
                 _clear(folder, left)
             left = [(resolved, folder) for folder, (resolved, _) in to_do.items()]
             _snakemake(left, until, cluster)
@@ -107,9 +108,12 @@ def run_together(runs, until="", student=None, cluster=None):
 
 def _prepared(resolved, cluster):
     """A profile as notebooks in another working directory, on another machine, shall read it."""
-    if resolved.data.path:
-        data = resolved.data.model_copy(update={"path": str(Path(resolved.data.path).resolve())})
-        resolved = resolved.model_copy(update={"data": data})
+    for section, key in (("data", "path"), ("model", "name"), ("general_ability", "data")):
+        own = getattr(resolved, section)
+        named = getattr(own, key)
+        if named and named not in (*OURS, "hub") and Path(named).is_dir():
+            own = own.model_copy(update={key: str(Path(named).resolve())})
+            resolved = resolved.model_copy(update={section: own})
     if cluster and not resolved.compute.checkpoint_minutes:
         more = {"checkpoint_minutes": slurm.CHECKPOINT_MINUTES}
         compute = resolved.compute.model_copy(update=more)
@@ -124,6 +128,10 @@ def _look_before(profiles, cluster):
         if resolved.data not in seen:
             seen.append(resolved.data)
             before_run(resolved)
+        if resolved.general_ability.data not in ("", "hub"):
+            from recnb.evaluation.general_ability import refuse_data  # it takes seconds to import
+
+            refuse_data(resolved.general_ability.data)
     if cluster:
         print(f"SLURM: jobs {cluster.name}_*, workflow profile {visible(cluster.folder)}")
         if any(one.general_ability.data == "hub" for one in profiles):
@@ -133,6 +141,23 @@ def _look_before(profiles, cluster):
             )
     else:
         print("\n".join(describe(profiles[0]) + estimate(profiles[0])), flush=True)
+        for sentence in [one for resolved in profiles for one in _too_large(resolved)]:
+            print(f"warning: {visible(sentence)}", flush=True)
+
+
+def _too_large(resolved):
+    """Sentences about what the GPU of this machine will not hold, as ``recnb plan`` reckons it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    from recnb import plan
+
+    try:
+        found = plan.plan(resolved, plan.this_machine(resolved)).refusals
+    except RecnbError as error:  # a model or a catalogue of a size that is not known yet
+        return [f"whether the GPU is large enough is not known: {error} (recnb plan)"]
+    return [f"{resolved.name} may not fit: {one}" for one in found]
 
 
 @contextlib.contextmanager
