@@ -1,5 +1,6 @@
 """People's own tables: every problem with file, line and value; what is suspicious with figures."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from recnb import RecnbError
 from recnb.datasets import build
 from recnb.datasets.check import before_run, check
+from recnb.datasets.raw import REST
 from recnb.datasets.tabular import load as load_tables
 from recnb.profile import load, root
 from tests.catalogues import GAMES, books, games, tables, write
@@ -89,6 +91,32 @@ def test_ids_of_a_spreadsheet(tmp_path):
     assert "without the .0 it is" in problems
 
 
+@pytest.mark.parametrize("shorn", ["items", "log"])
+def test_ids_that_are_numbers_in_one_table_and_text_in_the_other(shorn, tmp_path):
+    items, log = tables(GAMES)
+    for frame in (items, log):
+        frame["item"] = frame["item"].str[1:].str.zfill(5)
+    short = {"items": items, "log": log}[shorn]
+    short["item"] = short["item"].astype(int)
+    problems, _ = found(write(tmp_path, items, log))
+    assert "interactions.csv, line 2: item " in problems and "without leading zeros" in problems
+
+
+def test_what_broke_off_while_it_was_prepared_is_said_again(tmp_path):
+    games(tmp_path)
+    row = {"file": "log.json.gz", "why": f"{REST}: its gzip data end early", "rows": 1, "line": 453}
+    for content, said in (
+        (json.dumps({"left_out": [row, row | {"why": "not JSON"}]}), 1),
+        ('{"left_out": [1]}', 0),
+        ("[]", 0),
+        ("", 0),
+    ):
+        (tmp_path / "manifest.json").write_text(content)
+        problems, warnings = found(tmp_path)
+        assert not problems and warnings.count("log.json.gz breaks off at line 453") == said
+        assert "log.json.gz" not in warnings.replace("log.json.gz breaks off at line 453", "")
+
+
 def test_latin_1_is_read_with_a_note(tmp_path):
     items, log = tables(GAMES)
     items.loc[0, "title"] = "Café Über"
@@ -129,6 +157,7 @@ SUSPICIOUS = [
     (lambda i, g: (i, g), "tallrec.like_above (3)"),
     (lambda i, g: (i.assign(title=[*i["title"][:-1], i["title"][0]]), g), "more than once"),
     (lambda i, g: (i, g[g["item"].str[-1] != "3"]), "removes 15 of 150 items"),
+    (lambda i, g: (i.replace(i["title"][0], "A" * 10**6), g), "1 titles have more than 64 tokens"),
 ]
 
 

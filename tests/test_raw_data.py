@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 
 from recnb import RecnbError
 from recnb.artifacts import sha256
-from recnb.cli import main
+from recnb.cli import main, overrides
 from recnb.datasets import build, download, raw, rehearsal, steam
 from recnb.datasets import prepare as module
 from recnb.datasets.prepare import DATASETS, Log, draw, narrowed, prepare, summary
 from recnb.datasets.raw import Reading
 from recnb.interactions import k_core, k_core_rows
-from recnb.profile import load
+from recnb.profile import load, root
 
 
 @pytest.fixture(autouse=True)
@@ -350,6 +350,20 @@ def test_a_file_that_breaks_off_gives_all_its_whole_lines(tmp_path, monkeypatch)
         prepare("amazon", source, tmp_path / "out")
     path.write_bytes(content + gzip.compress(json.dumps(review("late", 1)).encode()))
     assert prepare("amazon", source, tmp_path / "out")["sources"][1]["lines"] == 901
+
+
+def test_the_command_warns_of_a_file_that_breaks_off(tmp_path, monkeypatch, capsys):
+    reviews = [review(f"u{n // 30}", n % 30) for n in range(900)]
+    source = amazon(tmp_path / "raw", [item(n) for n in range(30)], reviews)
+    path = source / files("amazon")[1]
+    path.write_bytes(path.read_bytes()[:-300])
+    monkeypatch.setattr("sys.argv", ["recnb", "prepare", "amazon", str(source), f"{tmp_path}/out"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err
+    there = json.loads((tmp_path / "out" / "manifest.json").read_text())["sources"][1]["lines"]
+    assert end.value.code == 0 and "neither table: fetch the file again" in said
+    assert f"warning: Movies_and_TV.json.gz breaks off at line {there + 1}," in said
 
 
 def test_lines_of_any_length(tmp_path, monkeypatch):
@@ -789,6 +803,24 @@ def test_from_rehearsal_to_tables_on_the_command_line(tmp_path, monkeypatch, cap
     assert "Table 1" in text and "no problem" in text
     made = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert made["knobs"] == {"k_core": 4, "user_core": 6, "users": 50, "seed": 0}
+
+
+def test_movietweetings_by_the_commands_of_the_page(tmp_path, monkeypatch, capsys):
+    """On invented files that lie as in the published repository."""
+    page = (root() / "docs" / "datasets.md").read_text(encoding="utf-8")
+    lines = [line.split("#")[0].split() for line in page.splitlines() if "/recnb " in line]
+    own = [words[1:] for words in lines if "data/movietweetings" in " ".join(words)]
+    assert [words[0] for words in own] == ["prepare", "check-data", "run"]
+    monkeypatch.chdir(tmp_path)
+    rehearsal.write("movietweetings", Path(own[0][2]), 200, 80)
+    for words in own[:2]:
+        monkeypatch.setattr("sys.argv", ["recnb", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+    assert "no problem" in capsys.readouterr().out
+    knobs = dict(word.split("=") for word in own[2] if "=" in word)
+    assert load("laptop", overrides([f"{k}={v}" for k, v in knobs.items()])).data.path == own[0][3]
 
 
 def test_a_walk_is_not_held_in_memory():

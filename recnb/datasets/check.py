@@ -1,10 +1,14 @@
 """What is wrong, and what is suspicious, in people's own tables: before anything is computed."""
 
+import json
+from pathlib import Path
+
 import pandas as pd
 
 from recnb import RecnbError
-from recnb.catalog import clean_title
+from recnb.catalog import LONGEST_TITLE, clean_title, shorten
 from recnb.datasets import kept, merged, numbered
+from recnb.datasets.prepare import broken_off
 from recnb.datasets.tabular import load, shown
 from recnb.instructions.synthesis import rehearse, validation_samples
 from recnb.teacher.popularity import Popularity
@@ -48,6 +52,7 @@ def check(profile):
     """
     data = profile.data
     tables = load(data)
+    tables.notes += _broken_off(Path(data.path))
     if tables.problems or tables.items is None or tables.log is None:
         return tables.problems, tables.notes
     items, log = tables.items, tables.log
@@ -64,6 +69,14 @@ def check(profile):
     warnings = [*tables.notes, *_titles(items), *_categories(items, left, data)]
     warnings += [*_times(log, events), *_removed(items, log, left, events, data.k_core)]
     return problems, warnings + _ratings(log, profile.tallrec)
+
+
+def _broken_off(folder):
+    """Warnings about raw files that broke off when ``recnb prepare`` read them."""
+    try:
+        return broken_off(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []  # tables of one's own have no manifest, or another one
 
 
 def _filtered(items, log, k):
@@ -149,13 +162,20 @@ def _requests(profile, catalog, histories):
 
 
 def _titles(items):
-    found = []
-    twice = items["title"].map(clean_title).str.casefold().duplicated()
+    found, clean = [], items["title"].map(clean_title)
+    twice = clean.str.casefold().duplicated()
     if twice.any():
         title = shown(items["title"][twice].iloc[0])
         found.append(
             f"{int(twice.sum()):,} titles stand there more than once, the first {title!r}: later "
             'ones get " (2)"; if they are the same item, set data.merge_titles to true'
+        )
+    long = clean[clean.str.len() > LONGEST_TITLE]  # a token has a letter at least
+    cut = long[long.map(shorten).ne(long)]
+    if len(cut):
+        found.append(
+            f"{len(cut):,} titles have more than {LONGEST_TITLE} tokens of four letters each and "
+            f"are cut off there, the first {shown(cut.iloc[0])!r}"
         )
     marked = items["title"].str.contains(r"<[a-zA-Z/]|&[a-z]+;", regex=True)
     if marked.any():

@@ -20,7 +20,7 @@ from recnb import RecnbError, __version__
 from recnb.artifacts import atomic_path, sha256, write_json
 from recnb.datasets.amazon import AMAZON
 from recnb.datasets.dat import MOVIELENS_1M, MOVIETWEETINGS
-from recnb.datasets.raw import Account, Reading
+from recnb.datasets.raw import REST, Account, Reading
 from recnb.datasets.steam import STEAM
 from recnb.datasets.tabular import shown
 from recnb.interactions import k_core_rows
@@ -361,6 +361,16 @@ def _table1(dataset, here):
 
 def _told(reading, result):
     print(f"{visible(reading.path.name)}: {reading.lines:,} lines, {result}")
+
+
+def broken_off(manifest):
+    """Sentences about raw files that broke off: the tables lack what stood behind that line."""
+    return [
+        f"{one['file']} breaks off at line {one['line']:,}, and what stands behind it is in "
+        "neither table: fetch the file again and prepare anew"
+        for one in manifest["left_out"]
+        if one["why"].startswith(REST)
+    ]
 
 
 def summary(manifest):

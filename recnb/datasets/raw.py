@@ -25,6 +25,8 @@ LONGEST_LINE = 64 << 20
 """Bytes of a line at most; the text of a longer one never lies in memory."""
 LONGEST_RAW_TITLE, LONGEST_TITLE = 20_000, 400
 """Characters of a title that are looked at, and that are kept: prompts show at most 64 tokens."""
+REST = "the rest of the file"
+"""How the reason begins where a file breaks off."""
 PIECE = 1 << 20
 """Bytes that are unpacked at a time."""
 
@@ -197,7 +199,7 @@ class _Unpacker:
             try:
                 piece = self.member.decompress(raw, PIECE)
             except zlib.error as error:
-                self.damage = f"the rest of the file: its gzip data are damaged ({error})"
+                self.damage = f"{REST}: its gzip data are damaged ({error})"
                 return
             raw = self.member.unused_data if self.member.eof else self.member.unconsumed_tail
             if piece:
@@ -207,7 +209,7 @@ class _Unpacker:
         """Why the rest of the file is missing; empty if it is not."""
         if self.damage or self.member.eof:
             return self.damage
-        return "the rest of the file: its gzip data end early (a download that broke off?)"
+        return f"{REST}: its gzip data end early (a download that broke off?)"
 
 
 def _count(accounts, what, line, text):

@@ -289,6 +289,11 @@ def _numbers(text):
     return pd.Series(np.asarray(numbers), index=text.index)
 
 
+def _bare(ids):
+    """Ids as they look once a program took them for numbers."""
+    return ids.str.strip().str.lstrip("0")
+
+
 def _log(table, items):
     frame = table.frame.assign(item=table.frame["item"].str.strip())
     table.frame = frame
@@ -313,6 +318,11 @@ def _log(table, items):
         elif unknown.any() and (whole + ".0").isin(known).mean() > 0.5:
             text += (
                 "; with .0 it is: a spreadsheet wrote the ids there as decimals, write them whole"
+            )
+        elif unknown.any() and _bare(whole).isin(set(_bare(items["item"]))).mean() > 0.5:
+            text += (
+                "; without leading zeros it is: one of the tables was written with ids as numbers, "
+                "write them as text in both"
             )
         table.first(unknown, "item", text)
     frame = frame.assign(timestamp=stamps)
