@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recnb import RecnbError
+from recnb.catalog import Catalog
 from recnb.instructions.checks import dataset_card, fitting
 from recnb.lm.loading import known_codec
-from recnb.profile import Model, Sft, load
+from recnb.profile import Model, Sft, load, root
 from recnb.sft import encode, train_sft
+from tests.test_templates import CATALOG, tokenizer_of
 
 
 class Letters:
@@ -71,9 +74,40 @@ def test_the_error_names_the_knob_of_the_task():
         fitting(without_tasks, Letters(), 10)
 
 
+@pytest.fixture
+def pretrained(tmp_path):
+    """Knobs of a model in a folder, of which there is a tokenizer."""
+    tokenizer_of("bytes", None).save_pretrained(tmp_path / "model")
+    return lambda **knobs: Model(name=str(tmp_path / "model"), **knobs)
+
+
 def test_what_has_no_tokenizer_yet_is_measured_later():
-    assert known_codec(load("smoke").model) is None
-    assert known_codec(Model(name="smollm2", item_tokens=True)) is None
+    assert known_codec(load("smoke").model, CATALOG) is None
+
+
+def test_titles_that_become_tokens_are_measured_as_such(pretrained):
+    films = Catalog(["Heat Wave (1990)", "Babe (1995)"], [{"A"}, {"B"}])
+    spelled, whole = (known_codec(pretrained(item_tokens=own), films) for own in (False, True))
+    text = "1. Heat Wave (1990)\n2. Babe (1995)"
+    assert whole.decode(whole.answer(text)) == spelled.decode(spelled.answer(text)) == text
+    assert len(whole.answer(text)) < len(spelled.answer(text))
+    with pytest.raises(RecnbError, match="'a' is a token of the model already"):
+        known_codec(pretrained(item_tokens=True), Catalog(["a", "b (1990)"], [{"A"}, {"B"}]))
+
+
+def test_notebook_03_measures_with_the_models_own_tokenizer(pretrained, tmp_path):
+    book = json.loads((root() / "notebooks" / "03_instructions.ipynb").read_text(encoding="utf-8"))
+    [cell] = [c["source"] for c in book["cells"] if "known_codec(" in "".join(c["source"])]
+    frame = samples("I0", [9] * 99 + [300])
+    frame.to_parquet(tmp_path / "validation.parquet")
+    profile = SimpleNamespace(model=pretrained(), sft=Sft(max_tokens=200))
+    stage = SimpleNamespace(profile=profile, folder=tmp_path)
+    names = {"stage": stage, "frame": frame, "catalog": CATALOG, "pd": pd}
+    exec("".join(cell), names)
+    assert names["left_out"] == {"training": {"I0": 1}, "validation": {"I0": 1}}
+    names["frame"] = frame[90:]
+    with pytest.raises(RecnbError, match=r"task I0: 1 of 10 samples are longer than .*\(200\)"):
+        exec("".join(cell), names)
 
 
 def test_the_card_says_what_was_left_out():

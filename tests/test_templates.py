@@ -1,11 +1,12 @@
 """Prompt and answer are what the tokenizer's own chat template writes, byte for byte.
 
 Tiny tokenizers of the two kinds that matter (SentencePiece with its blanks, byte-level BPE) carry
-templates that write the published forms of Llama-2, Llama-3, Qwen2.5, Qwen3 and SmolLM2.
+the published templates of Llama-2, Llama-3, Llama-3.1, Qwen2.5, Qwen3 and SmolLM2.
 """
 
 import copy
 import json
+from importlib.resources import files
 
 import pandas as pd
 import pytest
@@ -25,63 +26,81 @@ CATALOG = Catalog(["Heat", "Heat Wave", "Babe"], [{"A"}, {"A"}, {"B"}])
 ASKED = ["Ten films", "You like 'Heat', 'Amélie'.\nTwo films, please"]
 ANSWERS = ["1. Heat\n2. Babe", "Yes", "1. Heat Wave"]
 
+
+def published(name):
+    """A model's own chat template, as trl keeps it."""
+    return (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+# As in the tokenizer_config.json of meta-llama/Llama-2-7b-chat-hf.
 LLAMA2 = (
-    "{% for m in messages %}{% if m.role == 'user' %}"
-    "{{ bos_token + '[INST] ' + m.content | trim + ' [/INST]' }}"
-    "{% else %}{{ ' ' + m.content | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+    "{% set system_message = messages[0]['content'] %}{% else %}"
+    "{% set loop_messages = messages %}{% set system_message = false %}{% endif %}"
+    "{% for message in loop_messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"
+    "{% endif %}{% if loop.index0 == 0 and system_message != false %}"
+    r"{% set content = '<<SYS>>\n' + system_message + '\n<</SYS>>\n\n' + message['content'] %}"
+    "{% else %}{% set content = message['content'] %}{% endif %}"
+    "{% if message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}"
+    "{% endif %}{% endfor %}"
 )
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim }}"
-    "{{ '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-CHATML = (
-    "{%% if messages[0].role != 'system' %%}"
-    "{{ '<|im_start|>system\n%s<|im_end|>\n' }}{%% endif %%}"
-    "{%% for m in messages %%}{{ '<|im_start|>' + m.role + '\n' }}"
-    "{%% if m.role == 'assistant' %%}{{ '%s' }}{%% endif %%}"
-    "{{ m.content + '<|im_end|>\n' }}{%% endfor %%}"
-    "{%% if add_generation_prompt %%}{{ '<|im_start|>assistant\n' }}{%% endif %%}"
+# As in SmolLM2-135M-Instruct, which test_the_real_smollm2 opens.
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 SMOLLM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 THOUGHT = "<think>\n\n</think>\n\n"
-QWEN3 = CHATML.replace("{%% if messages[0].role != 'system' %%}", "{%% if false and '%s' %%}", 1)
-QWEN3 = QWEN3.replace("{{ '<|im_start|>system\n%s<|im_end|>\n' }}", "", 1) % ("", THOUGHT)
+DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 MODELS = {
     # name: kind of tokenizer, template, what stands before the question, behind it, at the end
     "Llama-2": ("pieces", LLAMA2, "<s>[INST] ", " [/INST] ", " </s>"),
     "Llama-3": (
         "bytes",
-        LLAMA3,
+        published("llama3"),
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+    ),
+    "Llama-3.1": (
+        "bytes",
+        published("llama3_1"),
+        f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{DATES}<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n",
         "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
         "<|eot_id|>",
     ),
     "Qwen2.5": (
         "bytes",
-        CHATML % (QWEN, ""),
+        published("qwen2_5"),
         f"<|im_start|>system\n{QWEN}<|im_end|>\n<|im_start|>user\n",
         "<|im_end|>\n<|im_start|>assistant\n",
         "<|im_end|>",
     ),
     "Qwen3": (
         "bytes",
-        QWEN3,
+        published("qwen3"),
         "<|im_start|>user\n",
         f"<|im_end|>\n<|im_start|>assistant\n{THOUGHT}",
         "<|im_end|>",
     ),
     "SmolLM2": (
         "bytes",
-        CHATML % (SMOLLM, ""),
+        SMOLLM2,
         f"<|im_start|>system\n{SMOLLM}<|im_end|>\n<|im_start|>user\n",
         "<|im_end|>\n<|im_start|>assistant\n",
         "<|im_end|>",
     ),
 }
-BOS = {"Llama-2": "<s>", "Llama-3": "<|begin_of_text|>"}
+BOS = {"Llama-2": "<s>"} | dict.fromkeys(["Llama-3", "Llama-3.1"], "<|begin_of_text|>")
 
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|begin_of_text|>", "<|start_header_id|>"]
@@ -176,7 +195,7 @@ def test_llama2_reads_these_bytes():
 
 
 def test_an_end_token_of_the_template_counts_though_the_tokenizer_names_another():
-    tokenizer = tokenizer_of("bytes", CHATML % (QWEN, ""), eos="</s>")
+    tokenizer = tokenizer_of("bytes", SMOLLM2, eos="</s>")
     codec = Codec(tokenizer)
     assert codec.eos == tokenizer.convert_tokens_to_ids("<|im_end|>") != tokenizer.eos_token_id
 
@@ -220,7 +239,8 @@ def test_the_real_smollm2():
         if "sha256" in str(error):
             raise
         pytest.skip(f"SmolLM2 cannot be fetched here: {error}")
-    codec = known_codec(Model(name="smollm2"))
+    codec = known_codec(Model(name="smollm2"), CATALOG)
+    assert codec.tokenizer.chat_template.strip() == SMOLLM2
     _, _, before, between, end = MODELS["SmolLM2"]
     ids = codec.prompt("Ten films") + codec.answer("1. Heat")
     assert written(codec, ids) == f"{before}Ten films{between}1. Heat{end}"

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from recnb import RecnbError, sources
 from recnb.artifacts import atomic_path
 from recnb.engine.beside import kept_beside
-from recnb.lm.item_tokens import enlarge, read_record, read_rows
+from recnb.lm.item_tokens import add_titles, enlarge, read_record, read_rows
 from recnb.lm.text import Codec
 from recnb.machine import device
 
@@ -89,15 +89,23 @@ def load_codec(folder):
     return Codec(tokenizer)
 
 
-def known_codec(knobs):
+def known_codec(knobs, catalog):
     """Codec of a model that is there before the run; None where notebook 04 makes the tokenizer.
 
     Args:
         knobs: the ``model`` section of a profile.
+        catalog: ``Catalog``, whose titles become tokens if the profile says so.
+
+    Raises:
+        RecnbError: a title that cannot be a token.
     """
-    if knobs.name == "mini" or knobs.item_tokens:
+    if knobs.name == "mini":
         return None
-    return load_codec(located(knobs.name))
+    codec = load_codec(located(knobs.name))
+    if not knobs.item_tokens:
+        return codec
+    add_titles(codec.tokenizer, catalog)
+    return Codec(codec.tokenizer)
 
 
 def _load_model(folder, dtype):
