@@ -216,6 +216,9 @@ def brought_up(executed, written, figures):
     injected = [c for c in executed.cells if "injected-parameters" in c.metadata.get("tags", [])]
     cells = []
     for cell in written.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cells += [cell, *injected]
+            continue
         old = ran.get(cell.get("id"))
         if cell.cell_type != "code" or old is not None and old.source == cell.source:
             cells.append(old if cell.cell_type == "code" else cell)
@@ -223,9 +226,6 @@ def brought_up(executed, written, figures):
         cells.append(cell)
         if old is not None and "show_run(" in cell.source:
             cell.outputs = old.outputs  # they say which run it is
-            continue
-        if "parameters" in cell.metadata.get("tags", []):
-            cells += injected
             continue
         named = SAVED.search(cell.source)
         if named and (figures / f"{named[1]}.png").is_file():
