@@ -230,9 +230,14 @@ def brought_up(executed, written, figures):
         named = SAVED.search(cell.source)
         if named and (figures / f"{named[1]}.png").is_file():
             cell.outputs = [figure_output(figures / f"{named[1]}.png")]
-        elif cell.outputs and "stage.finish(" not in cell.source:
+        elif cell.outputs and not same_in_every_run(cell):
             cells.append(nbformat.v4.new_markdown_cell(OTHER_RUN))
     return nbformat.v4.new_notebook(cells=cells)
+
+
+def same_in_every_run(cell):
+    """Whether a cell's output says nothing of a run: an exercise's, or none that the book shows."""
+    return "exercise" in cell.metadata.get("tags", []) or "stage.finish(" in cell.source
 
 
 def figure_output(path):
