@@ -1,9 +1,10 @@
-"""Several processes for one training: a notebook starts them, one GPU each, and reads back.
+"""Several processes for one notebook, which starts them, one GPU each, and reads back.
 
 The notebook writes a job (JSON, Parquet, safetensors) beside the checkpoints and starts torchrun
 with this module. Each worker loads the model and calls the training that the notebook would have
 run alone; the first one writes adapter, log and checkpoints. The notebook shows their progress and
-reads the result as it reads one that an earlier start has finished.
+reads the result as it reads one that an earlier start has finished. In an evaluation each worker
+answers and writes its share (``recnb.evaluation.together``).
 """
 
 import json
@@ -38,7 +39,7 @@ def job_folder(folder, key):
 
 
 def work_together(work, model, folder, key, compute, show, settings):
-    """Run a job in ``compute.processes`` workers and wait for its end.
+    """Train in ``compute.processes`` workers and wait for their end.
 
     Args:
         work: "sft" or "ppo".
@@ -47,6 +48,27 @@ def work_together(work, model, folder, key, compute, show, settings):
         folder, key: as of the training; files of the job lie in ``job_folder`` already.
         show: called with every logged row.
         settings: what else the training takes, as plain data.
+
+    Raises:
+        RecnbError: as ``start``.
+    """
+    job = {"work": work, "model": model.opened, "folder": str(folder), "key": key}
+    device = model.device
+    model.to("cpu")
+    torch.cuda.empty_cache()
+    try:
+        start(job_folder(folder, key), job | {"settings": settings}, compute, show)
+    finally:
+        model.to(device)
+
+
+def start(place, job, compute, show):
+    """Start ``compute.processes`` workers and wait for their end.
+
+    Args:
+        place: folder of the job's files.
+        job: what ``main`` reads, as plain data.
+        show: called with every row that the first worker reports.
 
     Raises:
         RecnbError: a worker failed, with what it said; too few GPUs; a student's functions.
@@ -61,18 +83,9 @@ def work_together(work, model, folder, key, compute, show, settings):
             "compute.processes: a student's functions are in place in this notebook, and the "
             "processes that it starts would not have them: set compute.processes to 1"
         )
-    place = job_folder(folder, key)
-    job = {"work": work, "model": model.opened, "folder": str(folder), "key": key}
-    job |= {"compute": compute.model_dump(mode="json"), "settings": settings}
-    write_json(place / "job.json", job)
+    write_json(place / "job.json", job | {"compute": compute.model_dump(mode="json")})
     (place / "failed").unlink(missing_ok=True)
-    device = model.device
-    model.to("cpu")
-    torch.cuda.empty_cache()
-    try:
-        _torchrun(place, count, show)
-    finally:
-        model.to(device)
+    _torchrun(place, count, show)
 
 
 def _torchrun(place, count, show):
@@ -113,15 +126,31 @@ def _show(row):
 
 def main(place):
     """What one worker does."""
-    from recnb.lm.loading import load_adapted  # what trains imports this module
-    from recnb.ppo.trainer import train_ppo_job
-    from recnb.profile import Compute
-    from recnb.sft import train_sft_job
-
     end_with_owner()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     job = json.loads((place / "job.json").read_text(encoding="utf-8"))
+    if job["work"] == "answers":
+        _answer(place, job, _show)
+    else:
+        _train(place, job)
+
+
+# What starts workers imports this module, so theirs are imported where they are needed.
+
+
+def _answer(place, job, show):
+    from recnb.evaluation.together import answer_job
+
+    answer_job(place, job["settings"], show)
+
+
+def _train(place, job):
+    from recnb.lm.loading import load_adapted
+    from recnb.ppo.trainer import train_ppo_job
+    from recnb.profile import Compute
+    from recnb.sft import train_sft_job
+
     model, codec = load_adapted(*job["model"])
     train = {"sft": train_sft_job, "ppo": train_ppo_job}[job["work"]]
     compute = Compute.model_validate(job["compute"])

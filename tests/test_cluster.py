@@ -61,7 +61,7 @@ def test_the_kits_profile_gives_gpus_to_models_alone(commands):
         assert {"slurm_partition", "runtime", "mem_mb", "cpus_per_task"} <= own_.keys()
         assert (own_["slurm_partition"] == "gpu") == (stage in with_gpus)
     movie = load("paper-movie")
-    for stage in ("04_sft", "05_ppo"):
+    for stage in ("04_sft", "05_ppo", "06_evaluation"):
         assert asked[stage]["gres"] == f"gpu:a100:{gpus.wanted(stage, movie)}"
     assert made.settings["retries"] > 0 and made.settings["slurm-requeue"]
     text = (made.folder / "config.yaml").read_text()
@@ -76,7 +76,7 @@ def test_gpus_asked_for_and_gpus_used(commands, tmp_path):
     a100, movie, laptop = slurm.cluster("a100"), load("paper-movie"), load("laptop")
     assert slurm.uneven(a100, [laptop, movie], STAGES) == []
     idle = slurm.uneven(a100, [laptop], STAGES)
-    assert len(idle) == 2 and "04_sft: 4 GPUs, and the notebook uses 1" in idle[0]
+    assert len(idle) == 3 and "04_sft: 4 GPUs, and the notebook uses 1" in idle[0]
     text = "set-resources: {05_ppo: {gres: gpu:a100}, 06_evaluation: {gpu: 1}}"
     few = slurm.cluster(own(tmp_path, text))
     assert slurm.uneven(few, [laptop], STAGES) == [], "none asked for: on processors"
@@ -472,7 +472,7 @@ def test_which_gpus_are_known(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "stage, shown", [("01_data", None), ("04_sft", "0,1"), ("07_case_studies", "0")]
+    "stage, shown", [("01_data", None), ("06_evaluation", "0,1"), ("07_case_studies", "0")]
 )
 def test_a_notebook_sees_the_gpus_it_holds(pool, monkeypatch, tmp_path, stage, shown):
     monkeypatch.setenv(gpus.VARIABLE, "0,1,2")

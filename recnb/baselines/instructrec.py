@@ -77,23 +77,35 @@ class InstructRec:
         tokens = codec.tokenizer(lines, add_special_tokens=False)["input_ids"]
         self.room = max(map(len, tokens)) + len(codec.ending)
 
-    def recommend(self, requests, progress=lambda done, total: None):
-        """One list a request; a beam that lists no title keeps its place, its text in brackets."""
+    def prompts(self, requests):
+        """Token ids of each prompt, which asks for one title."""
         one = [type(r)(r.user, r.history, r.seen, r.control, 1, r.target) for r in requests]
-        prompts = [self.codec.prompt(request_prompt(r, self.catalog, self.seed)) for r in one]
+        return [self.codec.prompt(request_prompt(r, self.catalog, self.seed)) for r in one]
+
+    def blocks(self, requests, prompts, ways=1):
+        """Rows of the requests that are decoded together: of one k, full but for the last of it."""
         order = sorted(range(len(requests)), key=lambda i: (requests[i].k, len(prompts[i])))
-        answers, start, model = [None] * len(requests), 0, at_hand(self.model)
+        found, start = [], 0
         while start < len(order):
             k = requests[order[start]].k
             part = order[start : start + max(1, self.batch_size // k)]
-            rows = [i for i in part if requests[i].k == k]
+            found.append([i for i in part if requests[i].k == k])
+            start += len(found[-1])
+        return found
+
+    def recommend(self, requests, progress=lambda done, total: None):
+        """One list a request; a beam that lists no title keeps its place, its text in brackets."""
+        prompts, done = self.prompts(requests), 0
+        answers, model = [None] * len(requests), at_hand(self.model)
+        for rows in self.blocks(requests, prompts):
+            k = requests[rows[0]].k
             groups = beam_search(model, self.codec, [prompts[i] for i in rows], k, self.room)
             for i, beams in zip(rows, groups, strict=True):
                 titles = [self._title(self.codec.decode(tokens)) for tokens in beams]
                 text = "\n".join(f"{n}. {title}" for n, title in enumerate(titles, start=1))
                 answers[i] = parse(text, self.catalog, sum(map(len, beams)))
-            start += len(rows)
-            progress(start, len(order))
+            done += len(rows)
+            progress(done, len(requests))
         return answers
 
     def _title(self, text):

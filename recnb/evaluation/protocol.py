@@ -186,8 +186,8 @@ def answer_all(systems, requests, folder, name, progress=lambda done, total: Non
             that decodes in several ways, which reads each prompt once for all of them.
         requests: from ``request_sets``.
         folder: receives a Parquet file ``<name>-<decoding>.parquet`` for each, with columns task,
-            user, k, control, text, tokens, seconds (per answer; ways that decode together share
-            them alike).
+            user, k, control, text, tokens, seconds (per answer, of the process that gave it; ways
+            that decode together share them alike).
     """
     columns = ["task", "user", "k", "control", "text", "tokens", "seconds"]
     paths = {decoding: folder / f"{name}-{decoding}.parquet" for decoding in systems}
@@ -223,9 +223,14 @@ def answer_all(systems, requests, folder, name, progress=lambda done, total: Non
             if len(stored[decoding]):
                 frame = pd.concat([stored[decoding], frame], ignore_index=True)
             stored[decoding] = frame
-            with atomic_path(paths[decoding]) as temporary:
-                frame.to_parquet(temporary, index=False, compression="zstd", compression_level=12)
+            keep_answers(frame, paths[decoding])
     return stored
+
+
+def keep_answers(frame, path):
+    """Write answers of one system and decoding, whole or not at all."""
+    with atomic_path(path) as temporary:
+        frame.to_parquet(temporary, index=False, compression="zstd", compression_level=12)
 
 
 def stored_requests(stored, histories, data_knobs, split="test"):

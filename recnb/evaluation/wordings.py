@@ -216,7 +216,7 @@ def worded_requests(requests, catalog, noun, users, seed, languages=False):
     return worded
 
 
-def ask(stage, systems, requests, folder, catalog):
+def ask(stage, systems, requests, folder, catalog, together=None):
     """Let ``SYSTEMS`` answer the wishes in other words; answers are stored like all others.
 
     Args:
@@ -224,11 +224,15 @@ def ask(stage, systems, requests, folder, catalog):
         systems: ``{name: {decoding: system}}``.
         requests: from ``protocol.request_sets``.
         folder: the answers' folder; they go into ``wordings`` there.
+        together: called first with requests, folder and ``{name: decodings}``, for several
+            processes (``recnb.evaluation.together.answer_together``).
     """
     knobs, seed = stage.profile.evaluation, stage.profile.seed
     noun = stage.profile.data.item_noun
     users, languages = knobs.wording_users, knobs.other_languages
     worded = worded_requests(requests, catalog, noun, users, seed, languages)
+    if together:
+        together(worded, folder / "wordings", {name: ["free"] for name in SYSTEMS})
     for name in SYSTEMS:
         way = {"free": systems[name]["free"]}
         progress = Progress(stage, f"{name}, other wordings")

@@ -66,6 +66,17 @@ class LanguageModelRecommender:
         texts = [request_prompt(r, self.catalog, self.seed) for r in requests]
         return self.codec.prompts(texts)
 
+    def blocks(self, requests, prompts, ways=1):
+        """Rows of the requests that are decoded together: all blocks are full but the last.
+
+        Args:
+            prompts: theirs.
+            ways: in which the model decodes at once.
+        """
+        order = sorted(range(len(requests)), key=lambda i: (requests[i].k, len(prompts[i])))
+        size = max(1, self.batch_size // ways)
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
     def written(self, requests):
         """The answers of the ``writer``."""
         rooms = [(r.k + 1) * self.per_line + 1 for r in requests]
@@ -100,13 +111,9 @@ def recommend_together(recommenders, requests, progress=lambda done, total: None
         progress(len(requests), len(requests))
         return found
     first = recommenders[0]
-    model = at_hand(first.model)
-    prompts = first.codec.prompts([request_prompt(r, first.catalog, first.seed) for r in requests])
-    order = sorted(range(len(requests)), key=lambda i: (requests[i].k, len(prompts[i])))
+    model, prompts, done = at_hand(first.model), first.prompts(requests), 0
     responses = [[None] * len(requests) for _ in recommenders]
-    size = max(1, first.batch_size // len(recommenders))
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
+    for rows in first.blocks(requests, prompts, len(recommenders)):
         asked, states, drafts = [], [], []
         for recommender in recommenders:
             own_states, own_drafts = recommender.guides([requests[i] for i in rows])
@@ -123,7 +130,8 @@ def recommend_together(recommenders, requests, progress=lambda done, total: None
                 # An answer without an end must not depend on its neighbours.
                 tokens = next(answers)[: room[i]]
                 answered[i] = parse(first.codec.decode(tokens), first.catalog, len(tokens))
-        progress(min(start + size, len(order)), len(order))
+        done += len(rows)
+        progress(done, len(requests))
     return responses
 
 

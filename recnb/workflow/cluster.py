@@ -164,7 +164,7 @@ def uneven(cluster, profiles, stages):
         if asked > most:
             found.append(
                 f"{where}: {asked} GPUs, and the notebook uses {most}: ask for fewer (gres), or "
-                "raise compute.processes for SL and RL"
+                "raise compute.processes for SL, RL and evaluation"
             )
     return found
 

@@ -18,7 +18,7 @@ VARIABLE = "RECNB_GPUS"
 """Environment: the ids that runs may use, "0,1"; without it, all that PyTorch sees."""
 FIRST = "02_teacher"
 """The first notebook with a model; the one before it has no use for a GPU."""
-TRAIN_TOGETHER = ["04_sft", "05_ppo"]
+TOGETHER = ["04_sft", "05_ppo", "06_evaluation"]
 """Notebooks that use ``compute.processes`` GPUs."""
 
 
@@ -44,7 +44,7 @@ def wanted(stage, profile):
     """How many GPUs a notebook uses."""
     if STAGES.index(stage) < STAGES.index(FIRST):
         return 0
-    return profile.compute.processes if stage in TRAIN_TOGETHER else 1
+    return profile.compute.processes if stage in TOGETHER else 1
 
 
 def pool_folder():
