@@ -115,7 +115,7 @@ class Hardware:
 
     Attributes:
         memory: GiB of one process.
-        processes: that train together, one GPU each (``compute.processes``).
+        processes: that work together in stages 04 to 06, one GPU each (``compute.processes``).
         tflops: of one process in training, 10^12 operations a second.
         tokens: answer tokens a second of one process; None = from ``tflops`` of float32.
         source: "measured" or "stated", said of every hour.
@@ -262,7 +262,7 @@ class Numbers:
 
 
 def block_bytes(shape, work, numbers):
-    """Bytes that one block but the last keeps for the backward pass.
+    """Bytes that one block but the last keeps for the backward pass, without checkpointing.
 
     With w the width, i the inner width, q = heads x head, a and c of ``Numbers``, it keeps for
 
@@ -319,21 +319,22 @@ def saved_bytes(shape, work, numbers, checkpointing, layers_from=0):
     """Bytes of the activations that a forward pass keeps for the backward pass.
 
     Without checkpointing (blocks - 1) x ``block_bytes`` + ``last_block_bytes``, less the first
-    norm's, whose input needs no gradient under LoRA; with it a block but the last keeps its input
-    alone, c·w a token. Both times the vocabulary's probabilities and the last norm's input in
-    float32, 4·R·(V + w).
+    norm's, whose input needs no gradient under LoRA; with it a block keeps its input alone, c·w a
+    token. Both times the vocabulary's probabilities and the last norm's input in float32,
+    4·R·(V + w), and where all weights are trained what norm and head are multiplied with,
+    R·w·(c + a).
 
     Args:
         layers_from: blocks below it are not trained and keep nothing (``sft.layers_from``).
     """
-    head = 4 * work.answers * (shape.vocabulary + shape.width)
+    head = work.answers * (4 * shape.vocabulary + numbers.norm * shape.width)
+    head += 0 if numbers.rank else work.answers * numbers.product * shape.width
     head += numbers.cast * shape.vocabulary * shape.width
-    inner = shape.layers - layers_from - 1
+    trained = shape.layers - layers_from
     if checkpointing:
-        blocks = inner * numbers.size * work.tokens * shape.width
-    else:
-        blocks = inner * block_bytes(shape, work, numbers)
-        blocks -= 4 * work.tokens * shape.width if numbers.rank else 0
+        return trained * numbers.size * work.tokens * shape.width + head
+    blocks = (trained - 1) * block_bytes(shape, work, numbers)
+    blocks -= 4 * work.tokens * shape.width if numbers.rank else 0
     return blocks + last_block_bytes(shape, work, numbers) + head
 
 
@@ -546,11 +547,12 @@ def _autocast_bytes(profile, hardware):
 def _sl_pass(profile, hardware, length):
     """The largest pass of the SL stage."""
     longest, mean = length.longest, length.prompt + length.answer
+    rows = profile.sft.batch_size / hardware.processes
     if profile.compute.micro_tokens:
-        tokens = max(profile.compute.micro_tokens, longest)
+        tokens = min(max(profile.compute.micro_tokens, longest), (rows - 1) * mean + longest)
         places = tokens * LONGER
     else:
-        rows = profile.sft.batch_size / profile.sft.accumulation / hardware.processes
+        rows /= profile.sft.accumulation
         tokens, places = (rows - 1) * mean + longest, rows * longest
     return Pass(tokens, ANSWERED * tokens, max(places, tokens), longest)
 
@@ -590,6 +592,11 @@ def _sft(profile, hardware, shape, length, users, items, counts):
     row.memory = _learning(
         profile, hardware, shape, work, knobs.rank, profile.compute.checkpointing, knobs.layers_from
     )
+    if profile.compute.strategy == "fsdp2":
+        blocks = _number(profile) * shape.layers * shape.matrices
+        row.memory["weights"] -= blocks * (1 - 1 / hardware.processes)
+        # the one that works and the next one, which is on its way
+        row.memory["blocks brought together"] = 2 * blocks / shape.layers
     others = RESIDENT["04_sft"](profile) - 1
     row.memory["other models in memory"] = others * _number(profile) * shape.parameters
     if not hardware.cuda:
@@ -613,12 +620,15 @@ def _sft(profile, hardware, shape, length, users, items, counts):
 
 
 def _answer_hours(shape, hardware, prompts, answers, processes):
-    """Hours to read so many prompt tokens and write so many answer tokens."""
+    """Hours to read so many prompt tokens and write so many answer tokens.
+
+    On processors one process has the cores of all.
+    """
     if hardware.tokens:
         return answers / (hardware.tokens * processes) / 3600
     work = 2 * (prompts + answers) * shape.layers * shape.matrices
     work += 2 * answers * shape.vocabulary * shape.width
-    return work / (hardware.tflops * 1e12) / 3600
+    return work / (hardware.tflops * 1e12 * hardware.processes) / 3600
 
 
 def _ppo(profile, hardware, shape, length, users, items, counts):
@@ -628,7 +638,9 @@ def _ppo(profile, hardware, shape, length, users, items, counts):
     row = Stage("05_ppo", knobs.steps * knobs.epochs * knobs.minibatches * trainings)
     group = LONGER * (length.asked + knobs.samples * size)  # a prompt with its answers
     groups = knobs.prompts / hardware.processes / knobs.minibatches
-    tokens = max(compute.micro_tokens, group) if compute.micro_tokens else group * max(groups, 1)
+    tokens = group * max(groups, 1)
+    if compute.micro_tokens:
+        tokens = min(tokens, max(compute.micro_tokens, group))
     answers = tokens * knobs.samples * size / (length.asked + knobs.samples * size)
     work = Pass(tokens, answers, tokens * LONGER, group)
     learning = _learning(
@@ -706,7 +718,7 @@ def _evaluation(profile, hardware, shape, length, users, items, counts):
     row = Stage("06_evaluation", tasks * asked * ways, prompts + answers, kind="computed")
     models = RESIDENT["06_evaluation"](profile)
     row.memory = _decoding(profile, hardware, shape, length, knobs.batch_size, models)
-    row.hours = _answer_hours(shape, hardware, prompts, answers, 1)
+    row.hours = _answer_hours(shape, hardware, prompts, answers, hardware.processes)
     row.disk = 120.0 * tasks * asked * (ways + 4)  # compressed texts, as measured
     return row
 
@@ -735,7 +747,9 @@ def _tallrec(profile, hardware, shape, length, users, items, counts):
     row.tokens = (passes + checks) * sample
     loss = sample if knobs.train_on_inputs else 1
     tokens = knobs.batch_size * sample
-    work = Pass(tokens, knobs.batch_size * loss, tokens, sample)
+    if profile.compute.micro_tokens:
+        tokens = min(tokens, max(profile.compute.micro_tokens, sample))
+    work = Pass(tokens, tokens / sample * loss, tokens, sample)
     row.memory = _learning(profile, hardware, shape, work, knobs.rank, False)
     row.hours = operations(shape, passes * sample, passes * loss, knobs.rank, False)
     row.hours += 2 * checks * sample * shape.layers * shape.matrices
@@ -805,15 +819,17 @@ def _downloads(profile, shape):
 
 KNOBS = {
     "weights": "model.dtype bfloat16, or a smaller model (model.name)",
+    ("04_sft", "weights"): "model.dtype bfloat16, compute.strategy fsdp2, or a smaller model",
     "adapters": "a smaller sft.rank",
     "gradients and optimizer": "LoRA (sft.rank above 0)",
     "saved activations": "compute.checkpointing true, and a smaller compute.micro_tokens",
     "a block computed again": "a smaller compute.micro_tokens",
     "logits": "a smaller compute.micro_tokens",
+    "blocks brought together": "a smaller model (model.name)",
     "cache": "compute.cache_gib, or a smaller evaluation.batch_size",
     ("05_ppo", "cache"): "a smaller compute.cache_gib",
-    ("08_tallrec", "saved activations"): "a smaller tallrec.batch_size",
-    ("08_tallrec", "logits"): "a smaller tallrec.batch_size, or tallrec.train_on_inputs false",
+    ("08_tallrec", "saved activations"): "a smaller compute.micro_tokens",
+    ("08_tallrec", "logits"): "a smaller compute.micro_tokens, or tallrec.train_on_inputs false",
     ("09_general_ability", "logits"): "a smaller general_ability.batch_size",
     ("09_general_ability", "reading prompts"): "a smaller general_ability.batch_size",
     "instructions as text": "fewer instructions",
@@ -830,6 +846,11 @@ KNOBS = {
 
 def _refusals(profile, hardware, stages):
     found = []
+    if profile.compute.strategy == "fsdp2":
+        found.append(
+            "05_ppo refuses compute.strategy fsdp2: run with it until 04_sft, and go on with "
+            "--set compute.strategy=ddp"
+        )
     for row in stages:
         if row.gib <= hardware.memory:
             continue

@@ -448,12 +448,16 @@ class Compute(Section):
     seed, and the same ones whatever their numbers."""
 
     processes: int = Field(1, ge=1)
-    """Processes that share each batch of SL and RL training, on one machine, one GPU each."""
+    """Processes that share each batch of SL and RL training and the requests of the evaluation
+    (notebook 06), on one machine, one GPU each."""
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """ddp: each process has the whole model. fsdp2: in SL, each keeps a part of every block's
+    frozen weights, and they are brought together where they are used; RL refuses it."""
     checkpointing: bool = False
     """SL and RL keep no activations inside a layer, but compute them again for the gradient."""
     micro_tokens: int = Field(0, ge=0)
-    """Tokens in one pass of SL and RL training; a batch is cut into as many passes as that takes,
-    and a longer sample has one of its own. 0 = SL: sft.accumulation passes; RL: one."""
+    """Tokens in one pass of SL, RL and TALLRec training; a batch is cut into as many passes as that
+    takes, and a longer sample has one of its own. 0 = SL: sft.accumulation passes; else one."""
     cache_gib: float = Field(0.0, ge=0)
     """Memory for the keys and values of answers while they are decoded, in RL and evaluation; those
     that do not fit are decoded after one another. 0 = all together."""
@@ -508,6 +512,11 @@ class Profile(Section):
             raise ValueError(
                 f"ppo.prompts ({ppo.prompts}) x ppo.samples ({ppo.samples}) must be divisible by "
                 f"ppo.minibatches ({ppo.minibatches}), ppo.prompts by compute.processes ({many})"
+            )
+        if self.compute.strategy == "fsdp2" and (sft.rank == 0 or many == 1):
+            raise ValueError(
+                "compute.strategy: fsdp2 spreads frozen weights over processes: it needs LoRA "
+                f"(sft.rank above 0, it is {sft.rank}) and compute.processes above 1 ({many})"
             )
         if self.model.dtype != "float32" and (sft.rank == 0 or sft.train_embeddings):
             raise ValueError(

@@ -3,12 +3,14 @@
 import contextlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
@@ -27,6 +29,7 @@ from recnb.engine.shared import (
     refuse_uneven,
     share,
 )
+from recnb.engine.spread import spread
 from recnb.instructions.checks import fitting
 from recnb.lm.item_tokens import trained_rows
 from recnb.lm.loading import adapted
@@ -69,6 +72,13 @@ class CompletionTrainer(SharedBatch, SFTTrainer):
         self.is_title, self.repeat_weight, self.accumulation = is_title, repeat_weight, accumulation
         self.compute = compute or Compute()
 
+    def spread(self):
+        """Leave each process a part of the frozen weights alone (``compute.strategy`` fsdp2)."""
+        spread(self.model)
+        # Without the wrapper that would average gradients: they are added up here.
+        prepare = self.accelerator.prepare_model
+        self.accelerator.prepare_model = partial(prepare, evaluation_mode=True)
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         """The gradient of one batch, a pass for each piece; returns the batch's loss."""
         model.train()
@@ -84,14 +94,22 @@ class CompletionTrainer(SharedBatch, SFTTrainer):
             for rows in pieces:
                 piece = {name: x[rows] for name, x in inputs.items() if torch.is_tensor(x)}
                 total += self._learn(model, piece, counts)
+            for _ in range(self._idle_passes(pieces)):
+                self._learn(model, _first(inputs), counts, idle=True)
         self.add_gradients()
         return self.everyones(total)
 
-    def _learn(self, model, inputs, counts):
-        """Add the gradient of some samples; returns their part of the loss."""
+    def _learn(self, model, inputs, counts, idle=False):
+        """Add the gradient of some samples, or nothing; returns their part of the loss."""
         with self._passed(model, inputs, counts) as (loss, _):
-            self.accelerator.backward(loss)
+            self.accelerator.backward(0 * loss if idle else loss)
         return loss.detach()
+
+    def _idle_passes(self, pieces):
+        """How many more passes another process makes, which holds weights that this one lacks."""
+        if self.compute.strategy != "fsdp2":
+            return 0
+        return max(gather_object([len(pieces)])) - len(pieces)
 
     def _counts(self, inputs):
         """Tokens that carry loss in a batch, and titles among them."""
@@ -111,6 +129,9 @@ class CompletionTrainer(SharedBatch, SFTTrainer):
             piece = {name: x[rows] for name, x in inputs.items() if torch.is_tensor(x)}
             with self._passed(model, piece, counts) as (loss, logits):
                 total = total + loss
+        for _ in range(self._idle_passes(pieces)):
+            with self._passed(model, _first(inputs), counts):
+                pass
         return (total, {"logits": logits}) if return_outputs else total
 
     @contextlib.contextmanager
@@ -129,6 +150,11 @@ class CompletionTrainer(SharedBatch, SFTTrainer):
         with next_logits_held(bare, inputs["input_ids"], real, keep) as logits:
             given = logits, inputs["input_ids"], places, is_title, self.repeat_weight, counts
             yield next_token_loss(*given), logits
+
+
+def _first(inputs):
+    """A batch's first sample."""
+    return {name: x[:1] for name, x in inputs.items() if torch.is_tensor(x)}
 
 
 class History(TrainerCallback):
@@ -249,6 +275,8 @@ def train_sft(
         optimizers=(optimizer, None),
     )
     trainer.remove_callback(_printer())
+    if compute.strategy == "fsdp2":
+        trainer.spread()
     with recomputing(model, compute.checkpointing):
         trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
     answers = np.array([sum(mask) for mask in data["completion_mask"]])

@@ -224,6 +224,7 @@ def test_a_refusal_names_stage_size_and_knob():
     refused = fits("paper-movie", 24, model__dtype="float32", **one)
     assert any("04_sft needs" in line and "model.dtype bfloat16" in line for line in refused)
     switches = {"compute__checkpointing": False, "compute__micro_tokens": 65536}
+    switches["sft__batch_size"] = 512  # a pass is no larger than a process's share of the batch
     refused = fits("paper-movie", 80, **one, **switches)
     assert any("saved activations" in line and "compute.checkpointing" in line for line in refused)
     refused = fits("paper-movie", 80, **one, evaluation__batch_size=512, compute__cache_gib=0)
@@ -257,7 +258,32 @@ def test_more_processes_share_the_time():
     one, two = (load("paper-movie", {"compute.processes": n}) for n in (1, 2))
     alone, both = (plan(profile, stated(profile, 80)).stages for profile in (one, two))
     assert both[3].hours == pytest.approx(alone[3].hours / 2)
-    assert both[5].hours == alone[5].hours, "the evaluation runs in one process"
+    assert both[5].hours == pytest.approx(alone[5].hours / 2)
+    assert both[6].hours == alone[6].hours, "case studies are made in one process"
+
+
+def test_spread_weights_take_their_share_of_the_memory():
+    """SL alone: what RL refuses is told before the run."""
+    knobs = {"compute.processes": 4, "sft.v1": False, "sft.palr": 0, "sft.instructrec": 0}
+    found = {}
+    for strategy in ("ddp", "fsdp2"):
+        profile = load("paper-movie", knobs | {"compute.strategy": strategy})
+        found[strategy] = plan(profile, stated(profile, 24))
+    shape = SHAPES["meta-llama/Llama-2-7b-chat-hf"]
+    whole, share = (found[strategy].stages[3].memory for strategy in ("ddp", "fsdp2"))
+    blocks = 2 * shape.layers * shape.matrices
+    assert whole["weights"] - share["weights"] == pytest.approx(0.75 * blocks)
+    assert share["blocks brought together"] == pytest.approx(blocks / 16)
+    assert any("05_ppo refuses" in line for line in found["fsdp2"].refusals)
+    assert not any("refuses" in line for line in found["ddp"].refusals)
+
+
+def test_tallrec_in_pieces_needs_less():
+    sizes = []
+    for most in (0, 4096, 1024):
+        profile = load("paper-movie", {"compute.micro_tokens": most})
+        sizes.append(plan(profile, stated(profile, 80)).stages[7].gib)
+    assert sizes[0] > 2 * sizes[1] > 2 * sizes[2]
 
 
 def test_the_shape_comes_from_a_config_json(tmp_path):

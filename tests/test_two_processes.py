@@ -12,20 +12,25 @@ import pandas as pd
 import pytest
 import torch
 import torch.multiprocessing as mp
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
 from recnb import RecnbError, workers
 from recnb.artifacts import write_json
 from recnb.datasets import build
+from recnb.engine.losses import next_token_loss
+from recnb.engine.packed import next_logits_held, side_by_side
+from recnb.engine.spread import spread
 from recnb.instructions.templates import numbered
-from recnb.lm.loading import load_base, mini_model
+from recnb.lm.loading import load_adapted, load_base, mini_model
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer, title_tokens
 from recnb.owner import VARIABLE
 from recnb.ppo.prompts import rl_requests
 from recnb.ppo.trainer import train_ppo
 from recnb.profile import Compute, load
-from recnb.sft import train_sft
+from recnb.sft import lora, train_sft
 from recnb.teacher.ranking import Teacher
 from recnb.teacher.training import untrained
 
@@ -102,13 +107,63 @@ def shown(out, rank):
 
 def keep(tuned, out, rank):
     """Each process's weights, beside what the stage wrote itself."""
-    weights = {name: v.clone().contiguous() for name, v in tuned.state_dict().items()}
+    state = tuned.state_dict()
+    weights = {n: v.clone().contiguous() for n, v in state.items() if not isinstance(v, DTensor)}
     save_file(weights, f"{out}-weights-{rank}.safetensors")
 
 
+def spread_steps(rank, world_size, port, folder):
+    """The SL stage, and one pass, by processes that each hold a part of the frozen weights."""
+    join(rank, world_size, port)
+    profile = load("smoke")
+    catalog, _ = build(profile.data, 0)
+    compute = Compute(strategy="fsdp2", checkpointing=True, micro_tokens=60)
+    base, out = os.path.join(folder, "base"), os.path.join(folder, "spread", "sl")
+    sl_steps(profile, catalog, base, out, rank, compute)
+    one_pass(base, rank, world_size, f"{folder}/pass-{world_size}.safetensors")
+
+
+def one_pass(base, rank, world_size, out):
+    """Loss and gradients of five samples of unlike lengths, dealt out in turn; two have no loss."""
+    model, codec = load_base(base)
+    torch.manual_seed(0)
+    peft = get_peft_model(model, lora(4, 8)).train()
+    for name, weight in peft.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    rows = [list(range(5, 5 + n)) for n in (4, 9, 17, 6, 11)]
+    ids, real = side_by_side(rows, codec.pad, "cpu")
+    keep = real & ~real.roll(-3, 1)
+    keep[4] = False
+    own, count = slice(rank, None, world_size), int(keep.sum())
+    whole = {name: w.numel() for name, w in peft.named_parameters() if not w.requires_grad}
+    if world_size > 1:
+        spread(peft)
+    with next_logits_held(peft, ids[own], real[own], keep[own]) as logits:
+        places = keep[own].nonzero() + torch.tensor([0, 1])
+        loss = next_token_loss(logits, ids[own], places, counts=(count, 0))
+        loss.backward()
+    found = {name: w.grad for name, w in peft.named_parameters() if w.requires_grad}
+    found["loss"] = loss.detach()
+    if world_size > 1:
+        for part in found.values():
+            torch.distributed.all_reduce(part)
+        blocks = {n: w for n, w in peft.named_parameters() if n in whole and ".layers." in n}
+        held = sum(w.to_local().numel() for w in blocks.values() if isinstance(w, DTensor))
+        found["held"] = torch.tensor(held / sum(whole[name] for name in blocks))
+    if rank == 0:
+        save_file(found, out)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """The folder in which one, two and three processes have worked."""
+def alone(tmp_path_factory):
+    """The folder in which one process has worked."""
     folder = str(tmp_path_factory.mktemp("processes"))
     profile = load("smoke")
     catalog, _ = build(profile.data, 0)
@@ -117,14 +172,30 @@ def made(tmp_path_factory):
     model.save_pretrained(f"{folder}/base")
     tokenizer.save_pretrained(f"{folder}/base")
     both_stages(0, 1, None, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(alone):
+    """The folder in which one, two and three processes have worked."""
+    folder = alone
     # As a notebook does it: torchrun, job files, the result read back.
     both_stages(0, 2, None, folder, Compute(processes=2))
-    mp.set_forkserver_preload([__name__, "recnb.ppo.trainer"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.start_processes(both_stages, (3, port, folder), nprocs=3, start_method="forkserver")
+    in_processes(both_stages, 3, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def spread_out(alone):
+    """The same folder, after two processes that share the weights."""
+    in_processes(spread_steps, 2, alone)
+    return alone
+
+
+def in_processes(work, count, folder):
+    mp.set_forkserver_preload([__name__, "recnb.ppo.trainer"])
+    given = count, free_port(), folder
+    mp.start_processes(work, given, nprocs=count, start_method="forkserver")
 
 
 def adapters(folder):
@@ -142,6 +213,34 @@ def test_several_processes_make_the_updates_of_one(made, stage, world_size):
     one, several = (adapters(f"{made}/{count}/{stage}") for count in (1, world_size))
     assert one.norm() > 0, "the steps changed something"
     assert (several - one).norm() < 1e-3 * one.norm()
+
+
+def test_spread_weights_give_the_loss_and_the_gradients_of_one_process(spread_out):
+    one_pass(f"{spread_out}/base", 0, 1, f"{spread_out}/pass-1.safetensors")
+    one, several = (load_file(f"{spread_out}/pass-{count}.safetensors") for count in (1, 2))
+    assert several.pop("held") == pytest.approx(0.5, abs=0.01), "each holds half of the blocks"
+    assert several.keys() == one.keys() and one["loss"] > 0
+    for name, found in several.items():
+        assert (found - one[name]).norm() <= 1e-5 * one[name].norm(), name
+
+
+def test_spread_weights_train_an_adapter_that_one_process_reads(spread_out):
+    one, several = (adapters(f"{spread_out}/{kind}/sl") for kind in ("1", "spread"))
+    assert (several - one).norm() < 1e-3 * one.norm()
+    load_adapted(f"{spread_out}/base", [f"{spread_out}/spread/sl/adapter"])
+    logs = [json.load(open(f"{spread_out}/{kind}/sl/log.json")) for kind in ("1", "spread")]
+    for alone, together in zip(*logs, strict=True):
+        for name in ("loss", "grad_norm", "eval_loss"):
+            assert alone.get(name, 0) == pytest.approx(together.get(name, 0), abs=2e-3), name
+
+
+def test_rl_refuses_spread_weights(tmp_path):
+    with pytest.raises(RecnbError, match="compute.strategy=ddp"):
+        given = None, None, [], None, None, None, 0, tmp_path, 9
+        train_ppo(*given, compute=Compute(strategy="fsdp2", processes=2))
+    for switches in ({"compute.processes": 1}, {"compute.processes": 2, "sft.rank": 0}):
+        with pytest.raises(RecnbError, match="compute.strategy: fsdp2 spreads frozen weights"):
+            load("smoke", {"compute.strategy": "fsdp2", "sft.rank": 4} | switches)
 
 
 @pytest.mark.parametrize("stage", ["sl", "rl"])
@@ -200,7 +299,7 @@ def test_what_workers_say_reaches_the_notebook(tmp_path, monkeypatch):
 def test_a_students_functions_stay_in_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "UNDO", [print])
     with pytest.raises(RecnbError, match="compute.processes.*student"):
-        workers.work_together("sft", None, tmp_path, "run", Compute(processes=2), print, {})
+        workers.start(tmp_path, {}, Compute(processes=2), print)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from trl import GRPOConfig, GRPOTrainer
 
-from recnb import workers
+from recnb import RecnbError, workers
 from recnb.artifacts import FINISHED, write_json
 from recnb.catalog import Catalog
 from recnb.engine.decoding import decode
@@ -575,6 +575,11 @@ def train_ppo(
     folder, compute = Path(folder), compute or Compute()
     if finished(folder, key):
         return read_back(model, folder, "actor")
+    if compute.strategy == "fsdp2":
+        raise RecnbError(
+            "compute.strategy (fsdp2): in RL each process answers with the whole model, which it "
+            "then lacks: run on with --set compute.strategy=ddp; nothing is trained again"
+        )
     if workers.wanted(compute):
         place = workers.job_folder(folder, key)
         catalog.to_parquet(place / "catalog.parquet")
