@@ -343,6 +343,7 @@ class Stage(Reader):
             "warnings": self.warnings,
             "wall_seconds": round(self.seconds(), 1),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            **gpu_memory(),
             "commit": git_commit(),
             "profile": frozen(self.profile),
             "versions": {"python": platform.python_version()} | versions,
@@ -490,6 +491,17 @@ def frozen(profile):
             if value != own[knob]:
                 changed[f"{section}.{knob}"] = value
     return found | {"changed": changed}
+
+
+def gpu_memory():
+    """For the manifest: MiB that this process held at most on each GPU; nothing without one.
+
+    Processes that a stage started (``compute.processes``) count for themselves and are not in it.
+    """
+    import torch
+
+    most = [torch.cuda.max_memory_allocated(i) >> 20 for i in range(torch.cuda.device_count())]
+    return {"peak_gpu_memory_mib": most} if most else {}
 
 
 def hardware():

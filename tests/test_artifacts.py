@@ -4,6 +4,7 @@ import re
 import time
 
 import pytest
+import torch
 
 from recnb import progress
 from recnb.artifacts import Stage, is_done
@@ -19,6 +20,20 @@ def test_wall_time_counts_starts_that_were_stopped(smoke, tmp_path):
     assert 100 < again.finish()["wall_seconds"] + 0.1 < 110
     afresh = Stage("02_teacher", smoke, tmp_path)
     assert afresh.finish()["wall_seconds"] < 50, "a finished stage starts afresh"
+
+
+def test_the_manifest_says_what_each_gpu_held(smoke, tmp_path, monkeypatch):
+    assert "peak_gpu_memory_mib" not in Stage("02_teacher", smoke, tmp_path).finish()
+    held = [3 << 30, 5 << 20]
+    for name, value in (
+        ("device_count", lambda: 2),
+        ("max_memory_allocated", held.__getitem__),
+        ("get_device_name", "GPU {}".format),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    manifest = Stage("02_teacher", smoke, tmp_path).finish()
+    assert manifest["peak_gpu_memory_mib"] == [3072, 5]
+    assert manifest["hardware"]["gpus"] == ["GPU 0", "GPU 1"]
 
 
 def test_wall_time_of_other_knobs_does_not_count(smoke, tmp_path):

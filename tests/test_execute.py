@@ -1,5 +1,7 @@
 """One notebook: what a terminal shows of it, and what is said where the memory runs out."""
 
+import shutil
+
 import nbformat
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from papermill.clientwrap import PapermillNotebookClient
 
 from recnb import RecnbError
 from recnb.profile import STAGES, save
-from recnb.workflow import execute
+from recnb.workflow import execute, launch
 
 PARAMETERS = 'profile = "smoke"\nrun = "smoke"\noverrides = {}'
 
@@ -69,6 +71,19 @@ def test_what_libraries_raise_is_known(allocate):
 
 def test_onednn_says_it_in_its_own_words():
     assert execute.out_of_memory("RuntimeError", "could not create a primitive")
+
+
+def test_a_full_disk_is_named_whatever_failed_on_it(monkeypatch, tmp_path):
+    (tmp_path / "04_sft").mkdir()
+    (tmp_path / "04_sft" / execute.FAILED).write_text("OSError in cell 3")
+    assert "OSError in cell 3" in launch._why([tmp_path], 1, "")
+    left = shutil._ntuple_diskusage(9 << 30, 9 << 30, 5 << 20)
+    monkeypatch.setattr(launch.shutil, "disk_usage", lambda _: left)
+    said = launch._why([tmp_path], 1, "")
+    assert said.endswith(
+        "is full (5 MiB free): make room, then start the same command again: "
+        "finished notebooks and checkpoints are kept"
+    )
 
 
 def test_other_errors_are_not_put_down_to_memory():
