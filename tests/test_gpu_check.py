@@ -210,8 +210,9 @@ def test_one_step_of_the_large_shape(trial, tmp_path, monkeypatch, in_float32):
         *lines, memory = check()
         assert all(passed(lines)), (name, lines)
         ratio = memory.numbers["measured"] / memory.numbers["planned"]
-        print(name, ratio)
-        assert 0.3 < ratio <= gpu_lines.MORE, name
+        # RL's passes and the answers are shorter than the profile's, which the plan reckons with.
+        least = gpu_lines.LESS if name.endswith("SL") else 0
+        assert least < ratio <= gpu_lines.MORE, (name, ratio)
 
 
 def test_the_largest_shape_that_fits_is_taken(trial, tmp_path, in_float32):
