@@ -139,11 +139,15 @@ def run(
     workflow_profile: Annotated[
         str, typer.Option(help="for slurm: a100, or a folder with a config.yaml")
     ] = "",
+    at_once: Annotated[
+        int,
+        typer.Option(min=1, help="runs side by side on this machine, each with its share of cores"),
+    ] = 1,
 ):
     """Run the notebooks of a profile, in order; what is up to date is not run again.
 
-    With seeds or variants: a run each, and a summary. Several profiles: one after the other, or
-    all together on a cluster.
+    With seeds or variants: a run each, and a summary. Several profiles: one after the other, some
+    at once, or all together on a cluster.
     """
     from recnb.workflow.cluster import cluster
     from recnb.workflow.launch import run_together, together
@@ -161,6 +165,8 @@ def run(
         raise RecnbError(f"--run {run_name} names one profile's run, and these are {len(names)}")
     if workflow_profile and executor != "slurm":
         raise RecnbError("--workflow-profile is for --executor slurm: say it too")
+    if at_once > 1 and executor == "slurm":
+        raise RecnbError("--at-once is for this machine; SLURM has jobs of the workflow profile")
     submit_to = cluster(workflow_profile) if executor == "slurm" else None
     built = None
     if student:
@@ -176,10 +182,10 @@ def run(
     twice = sorted({folder.name for folder, _ in runs if [f for f, _ in runs].count(folder) > 1})
     if twice:
         raise RecnbError(f"{', '.join(twice)}: two of these runs would have this name")
-    for group in together(runs, submit_to):
+    for group in together(runs, submit_to, at_once):
         for folder, one in group if built is None and len(runs) > 1 else []:
             share(one, folder, until or profile.STAGES[-1])
-        run_together([(one, folder) for folder, one in group], until, built, submit_to)
+        run_together([(one, folder) for folder, one in group], until, built, submit_to, at_once)
     for labels in summaries:
         _summarise(labels)
 

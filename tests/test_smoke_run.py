@@ -12,7 +12,10 @@ import pytest
 from recnb.evaluation.metrics import clustered_interval
 from recnb.evaluation.protocol import SYSTEMS
 from recnb.evaluation.tables import TITLES
+from recnb.machine import cores
 from recnb.profile import STAGES, root
+from recnb.workflow import gpus
+from recnb.workflow.graph import GRAPH
 
 
 def recnb(folder, *arguments):
@@ -102,9 +105,14 @@ def test_mistakes_are_one_message(tmp_path, arguments, message):
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_seeds_are_runs_of_their_own(tmp_path):
-    done = recnb(tmp_path, "run", "smoke", "--until", "01_data", "--set", "seeds=[0, 3]")
+def test_seeds_are_runs_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv(gpus.VARIABLE, "")
+    several = ["--set", "seeds=[0, 3]", "--at-once", "2"]
+    done = recnb(tmp_path, "run", "smoke", "--until", "01_data", *several)
     assert done.returncode == 0, done.stdout + done.stderr
+    graph = json.loads((tmp_path / "smoke-seed0" / GRAPH).read_text())
+    at_once = min(2, cores())
+    assert len(graph["targets"]) == at_once and graph["threads"] == cores() // at_once
     found = []
     for seed in (0, 3):
         folder = tmp_path / f"smoke-seed{seed}"

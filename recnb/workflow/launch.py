@@ -40,7 +40,7 @@ def run_profile(resolved, folder, until="", student=None):
     run_together([(resolved, folder)], until, student)
 
 
-def run_together(runs, until="", student=None, cluster=None):
+def run_together(runs, until="", student=None, cluster=None, at_once=1):
     """Run the notebooks of several runs as one graph; a stage that two have in common once.
 
     Args:
@@ -48,6 +48,8 @@ def run_together(runs, until="", student=None, cluster=None):
         until: last stage; empty = all, and the report.
         student: what ``recnb.check.in_place.student_functions`` found; None = the kit's own.
         cluster: ``recnb.workflow.cluster.Cluster`` to submit to; None = this machine computes.
+        at_once: runs side by side on this machine, if it has no GPUs; each has its share of the
+            cores.
 
     Raises:
         RecnbError: somebody else runs a folder; a notebook failed; Snakemake or SLURM failed.
@@ -89,7 +91,7 @@ def run_together(runs, until="", student=None, cluster=None):
                     print(f"warning: {visible(sentence)}")
                 _clear(folder, left)
             left = [(resolved, folder) for folder, (resolved, _) in to_do.items()]
-            _snakemake(left, until, cluster)
+            _snakemake(left, until, cluster, at_once)
         except OSError as error:
             where = error.filename or folders[0]
             raise RecnbError(f"cannot write {where}: {error.strerror or error}") from error
@@ -195,33 +197,35 @@ def _clear(folder, stages):
         shutil.rmtree(folder / ".snakemake")
 
 
-def together(runs, cluster=None):
-    """Cut runs into groups, each for one start: all on a cluster or on several GPUs, else one by
-    one, so that the first is finished before the second begins.
+def together(runs, cluster=None, at_once=1):
+    """Cut runs into groups, each for one start: all on a cluster, on several GPUs or if some shall
+    compute side by side, else one by one, so that the first is finished before the second begins.
 
     Args:
         runs: ``[(folder, Profile)]``.
     """
-    if cluster or side_by_side([(profile, folder) for folder, profile in runs])[0] > 1:
+    if cluster or side_by_side([(profile, folder) for folder, profile in runs], at_once)[0] > 1:
         return [runs]
     return [[one] for one in runs]
 
 
-def side_by_side(runs):
+def side_by_side(runs, at_once=1):
     """How many notebooks compute at once on this machine: as many as its GPUs have room for.
 
     Args:
         runs: ``[(Profile, folder)]``.
+        at_once: how many where there are no GPUs; a core each at least.
 
     Returns:
-        ``(notebooks at once, ids of the GPUs)``; one without GPUs, where all cores go to each.
+        ``(notebooks at once, ids of the GPUs)``.
     """
     ids = gpus.known()
     most = max(resolved.compute.processes for resolved, _ in runs)
-    return max(1, min(len(ids) // most, len(runs))), ids
+    room = len(ids) // most if ids else min(at_once, cores())
+    return max(1, min(room, len(runs))), ids
 
 
-def _snakemake(runs, until, cluster=None):
+def _snakemake(runs, until, cluster=None, at_once=1):
     folders, environment = [folder for _, folder in runs], dict(os.environ)
     command = [sys.executable, "-m", "snakemake", "--directory", str(folders[0])]
     command += ["--snakefile", str(Path(__file__).parent / "Snakefile")]
@@ -237,7 +241,7 @@ def _snakemake(runs, until, cluster=None):
         for folder in folders:
             slurm.note_jobs(cluster, folder)
     else:
-        at_once, ids = side_by_side(runs)
+        at_once, ids = side_by_side(runs, at_once)
         threads = max(1, cores() // at_once)
         graph = write_graph(runs, until, threads, "local")
         command += ["--cores", str(threads * at_once), "--keep-going"]
