@@ -90,11 +90,11 @@ class CompletionTrainer(SharedBatch, SFTTrainer):
         if processes == 1 and len(pieces) == 1:
             total += self._learn(model, inputs, None)
         else:
-            counts = self._counts(inputs)
+            counts, idle = self._counts(inputs), self._idle_passes(pieces)
             for rows in pieces:
                 piece = {name: x[rows] for name, x in inputs.items() if torch.is_tensor(x)}
                 total += self._learn(model, piece, counts)
-            for _ in range(self._idle_passes(pieces)):
+            for _ in range(idle):
                 self._learn(model, _first(inputs), counts, idle=True)
         self.add_gradients()
         return self.everyones(total)
@@ -106,7 +106,8 @@ class CompletionTrainer(SharedBatch, SFTTrainer):
         return loss.detach()
 
     def _idle_passes(self, pieces):
-        """How many more passes another process makes, which holds weights that this one lacks."""
+        """How many more passes another process makes, which needs this one's weights; asked before
+        the first of them."""
         if self.compute.strategy != "fsdp2":
             return 0
         return max(gather_object([len(pieces)])) - len(pieces)
@@ -124,12 +125,12 @@ class CompletionTrainer(SharedBatch, SFTTrainer):
             lengths = inputs["attention_mask"].sum(1).tolist()
             pieces = share(lengths, self.compute.micro_tokens)
         counts = self._counts(inputs) if len(pieces) > 1 else None
-        total = 0.0
+        idle, total = self._idle_passes(pieces), 0.0
         for rows in pieces:
             piece = {name: x[rows] for name, x in inputs.items() if torch.is_tensor(x)}
             with self._passed(model, piece, counts) as (loss, logits):
                 total = total + loss
-        for _ in range(self._idle_passes(pieces)):
+        for _ in range(idle):
             with self._passed(model, _first(inputs), counts):
                 pass
         return (total, {"logits": logits}) if return_outputs else total
