@@ -70,13 +70,14 @@ def test_a_run_begins_with_it(monkeypatch, tmp_path, capsys):
     def refuse(name):
         raise RecnbError(f"no {name}")
 
+    started = []
     monkeypatch.setattr(launch, "_look_before", lambda *_: None)
+    monkeypatch.setattr(launch, "_snakemake", lambda *given: started.append(given))
     monkeypatch.setattr(launch, "ready", refuse)
     with pytest.raises(RecnbError, match="^no mini$"):
         launch.run_profile(load("smoke"), tmp_path / "run")
-    started = []
+    assert not started
     monkeypatch.setattr(launch, "ready", lambda name: ["no chat template"])
-    monkeypatch.setattr(launch, "_snakemake", lambda *given: started.append(given))
     launch.run_profile(load("smoke"), tmp_path / "run")
     assert started and "warning: no chat template\n" in capsys.readouterr().out
 
