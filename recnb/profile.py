@@ -444,8 +444,8 @@ class GeneralAbility(Section):
 
 class Compute(Section):
     """How much is worked on at once. Results depend on it by the order of sums, and in one more
-    way: with several processes or a budget for the cache, RL samples other answers, as with another
-    seed, and the same ones whatever their numbers."""
+    way: with several processes, a budget for the cache or vLLM, RL samples other answers, as with
+    another seed; with the first two they are the same ones whatever their numbers."""
 
     processes: int = Field(1, ge=1)
     """Processes that share each batch of SL and RL training and the requests of the evaluation
