@@ -60,15 +60,16 @@ def found(reference):
     if over:
         metrics = over[1]
         names = ", ".join(map(str, over[0]))
-        whose = f"Means ± standard deviation of {len(over[0])} runs (seeds {names})"
+        whose = f"Means of {len(over[0])} runs that differ in their seed alone ({names})"
+        spread = ", ± their standard deviation"
     else:
-        whose = "One run (seed 0)"
+        whose, spread = "One run (seed 0)", ""
     effects = over[2] if over else _primary(reference)
-    words = [f"- {line}" for line in in_plain_words(metrics, effects)]
+    words = [f"{whose}:", "", *(f"- {line}" for line in in_plain_words(metrics, effects))]
     lines = [
         _cost(reference),
         "",
-        f"{whose}, all test users, in %:",
+        f"{whose}{spread}, all test users, in %:",
         "",
         f"| | {' | '.join(SYSTEMS)} |",
     ]
