@@ -3,11 +3,10 @@
 import ast
 import inspect
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
 
 from recnb import plots, text_safety
@@ -187,32 +186,6 @@ def looks_ahead(k=6, least=3, inside=8, outside=8):
     )
     figure.tight_layout()
     return figure, banned
-
-
-def turned(name, system, requests, wishes, catalog):
-    """The dial for any wishes: ask for 0, 10, ... 100 % of a category and count what comes.
-
-    Args:
-        name: of the system.
-        system: ``Recommender``.
-        requests: one for each user, without a wish.
-        wishes: ``{label: (category, function from a share, "3/10", to a control)}``.
-        catalog: ``Catalog``.
-
-    Returns:
-        DataFrame system, category (the label), requested, delivered, as ``evaluation.cases.dial``.
-    """
-    asked, labels = [], []
-    for label, (_, control) in wishes.items():
-        for tenth in range(11):
-            asked += [replace(one, control=control(f"{tenth}/10")) for one in requests]
-            labels += [(label, tenth / 10)] * len(requests)
-    rows = []
-    for (label, share), request, answer in zip(labels, asked, system.recommend(asked), strict=True):
-        members = catalog.members(wishes[label][0])
-        delivered = sum(item in members for item in answer.items[: request.k]) / request.k
-        rows.append((name, label, share, delivered))
-    return pd.DataFrame(rows, columns=["system", "category", "requested", "delivered"])
 
 
 def roc(labels, scores):

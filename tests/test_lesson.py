@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from recnb import datasets, lesson, profile
 from recnb.controls import About, AllOf, AtLeast, AtMost, Exclude, Include
+from recnb.evaluation import cases
 from recnb.interactions import Histories
 from recnb.lesson import attention, attention_weights, clipping, credit, source
 from recnb.ppo import ppo_math, trainer
@@ -165,7 +166,7 @@ def test_a_dial_for_any_wish(world):
         "one": (first, lambda share: About(first, share)),
         "two": (first, lambda share: AllOf((About(first, share), Exclude(second)))),
     }
-    frame = lesson.turned("deaf", Deaf(), plain, wishes, catalog)
+    frame = cases.turned("deaf", Deaf(), plain, wishes, catalog)
     assert len(frame) == 2 * 11 * 3 and set(frame["delivered"]) == {0.5}
     assert frame["requested"].tolist() == 2 * [t / 10 for t in range(11) for _ in range(3)]
     assert asked[3] == About(first, "1/10") and asked[-1] == wishes["two"][1]("10/10")

@@ -1,5 +1,8 @@
 """Single answers to look at (Table 6), and the control dial."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
@@ -117,16 +120,34 @@ def dial(systems, histories, catalog, teacher, data_knobs, knobs, seed, k=10):
     users = np.random.default_rng([seed, 113]).permutation(len(histories))[: knobs.dial_users]
     names = sorted(catalog.names, key=lambda name: (-len(catalog.members(name)), name))
     plain = heldout_requests([], users, "test", histories, catalog, teacher, data_knobs, seed, k=k)
-    requests = []
-    for name in names[: knobs.dial_categories]:
+    wishes = {name: (name, partial(About, name)) for name in names[: knobs.dial_categories]}
+    return pd.concat(
+        [turned(name, system, plain, wishes, catalog) for name, system in systems.items()],
+        ignore_index=True,
+    )
+
+
+def turned(name, system, requests, wishes, catalog):
+    """The dial for any wishes: ask for 0, 10, ... 100 % of a category and count what comes.
+
+    Args:
+        name: of the system.
+        system: ``Recommender``.
+        requests: one for each user, without a wish.
+        wishes: ``{label: (category, function from a share, "3/10", to a control)}``.
+        catalog: ``Catalog``.
+
+    Returns:
+        DataFrame system, category (the label), requested, delivered (shares), one row a request.
+    """
+    asked, labels = [], []
+    for label, (_, control) in wishes.items():
         for tenth in range(11):
-            control = About(name, f"{tenth}/10")
-            requests += [type(r)(r.user, r.history, r.seen, control, k, r.target) for r in plain]
+            asked += [replace(one, control=control(f"{tenth}/10")) for one in requests]
+            labels += [(label, tenth / 10)] * len(requests)
     rows = []
-    for system, recommender in systems.items():
-        answers = recommender.recommend(requests)
-        for request, answer in zip(requests, answers, strict=True):
-            members = catalog.members(request.control.category)
-            delivered = sum(i in members for i in answer.items[:k]) / k
-            rows.append((system, request.control.category, float(request.control.share), delivered))
+    for (label, share), request, answer in zip(labels, asked, system.recommend(asked), strict=True):
+        members = catalog.members(wishes[label][0])
+        delivered = sum(item in members for item in answer.items[: request.k]) / request.k
+        rows.append((name, label, share, delivered))
     return pd.DataFrame(rows, columns=["system", "category", "requested", "delivered"])
