@@ -137,7 +137,9 @@ def test_the_report_quotes_means_over_seeds(runs, capsys):
     effects = readable(read_summary(first)[2])
     for found, rows in effects.groupby("over the seeds"):
         claims = "; ".join(rows[""] + " " + rows["claim"])
-        assert f"comparisons fixed beforehand, {found}: {claims}." in html.unescape(summary)
+        assert f"comparisons fixed beforehand, over 2 seeds, {found}: {claims}." in html.unescape(
+            summary
+        )
     assert "corrected p" not in re.sub("<dl>.*?</dl>", "", summary, flags=re.DOTALL)
     only = (REFERENCE / "report.html").read_text(encoding="utf-8")
     assert "The same comparisons over" not in only or (REFERENCE / "seeds/runs.json").exists()

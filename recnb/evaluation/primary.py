@@ -194,17 +194,18 @@ def sentences(frame):
     return lines
 
 
-def verdicts(frame, column="verdict"):
+def verdicts(frame, column="verdict", whose=""):
     """The family in a few lines: what is shown, what is not.
 
     Args:
         frame: from ``readable`` here, or over seeds from ``recnb.evaluation.seeds.readable``.
         column: of ``frame``, with the verdicts.
+        whose: they are, if not this run's: "over 3 seeds".
     """
-    lines = []
+    lines, fixed = [], f"comparisons fixed beforehand, {whose and f'{whose}, '}"
     for found, rows in frame.groupby(column, sort=False):
         claims = "; ".join(rows[""] + " " + rows["claim"])
-        lines.append(f"Of the {len(frame)} comparisons fixed beforehand, {found}: {claims}.")
+        lines.append(f"Of the {len(frame)} {fixed}{found}: {claims}.")
     return lines
 
 

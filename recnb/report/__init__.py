@@ -102,7 +102,7 @@ def write_report(run_folder):
     over = seeds.read_summary(run_folder)
     if over:
         over_seeds = seeds.readable(over[2])
-        verdicts = primary.verdicts(over_seeds, "over the seeds")
+        verdicts = primary.verdicts(over_seeds, "over the seeds", f"over {len(over[0])} seeds")
     first = manifests["01_data"]
     numbers = pd.Series({name: f"{value:,.6g}" for name, value in first["numbers"].items()})
     page = PAGE.render(
