@@ -12,7 +12,7 @@ from recnb.profile import root
 
 LOCKS = ["requirements.lock", "benchmarks/peers/requirements.lock", "benchmarks/peers/vllm.lock"]
 OWN_ENVIRONMENT = {"recnb/lm/vllm_worker.py": {"vllm"}}
-"""Files that another environment's interpreter runs, and what that environment has (docs/gpu.md)."""
+"""Files that another environment runs, and what it has beyond this one (docs/gpu.md)."""
 
 PROJECT = tomllib.loads((root() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
