@@ -15,6 +15,7 @@ from recnb import RecnbError, machine, sources
 from recnb.evaluation.protocol import TASKS
 from recnb.instructions import templates
 from recnb.instructions.synthesis import table8
+from recnb.lm.vllm_worker import SHARE
 from recnb.teacher.ranking import SCORE_BYTES
 
 GIB = 2**30
@@ -657,6 +658,7 @@ def _ppo(profile, hardware, shape, length, users, items, counts):
     answering["cache"] = cache
     answering |= _reading(shape, rows / hardware.processes, length.asked, number)
     row.memory = dict(max(learning, answering, key=lambda parts: sum(parts.values())))
+    row.memory |= _vllm(profile, hardware, shape)
     if profile.sft.rank and number == 2:
         row.memory["adapters"] += 4 * shape.adapter(profile.sft.rank)  # the SL stage's, beside
     others = RESIDENT["05_ppo"](profile) - 1
@@ -671,6 +673,19 @@ def _ppo(profile, hardware, shape, length, users, items, counts):
     row.hours, row.kind = seconds / 3600, "computed"
     row.disk = 4 * 2 * shape.adapter(knobs.rank) * (trainings + 9)
     return row
+
+
+def _vllm(profile, hardware, shape):
+    """What vLLM takes on the same GPU: the base once more, and its keys and values.
+
+    Without a budget it takes a share of the GPU's memory, whatever the model's size.
+    """
+    if profile.compute.rollouts != "vllm":
+        return {}
+    if not profile.compute.cache_gib:
+        return {"vLLM": SHARE * hardware.memory * GIB}
+    weights = _number(profile) * shape.parameters
+    return {"vLLM": weights + profile.compute.cache_gib * GIB}
 
 
 def _bounded(cache, rows, compute):
@@ -718,6 +733,7 @@ def _evaluation(profile, hardware, shape, length, users, items, counts):
     row = Stage("06_evaluation", tasks * asked * ways, prompts + answers, kind="computed")
     models = RESIDENT["06_evaluation"](profile)
     row.memory = _decoding(profile, hardware, shape, length, knobs.batch_size, models)
+    row.memory |= _vllm(profile, hardware, shape)
     row.hours = _answer_hours(shape, hardware, prompts, answers, hardware.processes)
     row.disk = 120.0 * tasks * asked * (ways + 4)  # compressed texts, as measured
     return row
@@ -840,6 +856,7 @@ KNOBS = {
     "reading prompts": "a smaller evaluation.batch_size",
     "scores of the catalogue": "a smaller teacher.batch_size",
     "pairs of items": "a larger data.k_core",
+    "vLLM": "a smaller compute.cache_gib, or compute.rollouts hf",
 }
 """What to turn, for each part of the memory."""
 

@@ -21,6 +21,7 @@ from recnb.plan import (
     A100_TFLOPS,
     GIB,
     SHAPES,
+    SLACK,
     Numbers,
     Pass,
     Shape,
@@ -252,6 +253,22 @@ def test_more_needs_more():
     assert gib("05_ppo", ppo__steps=6000).hours == pytest.approx(2 * gib("05_ppo").hours)
     steps = gib("04_sft", sft__v1=False, sft__palr=0, sft__instructrec=0).steps
     assert steps == math.ceil(87597 / 64) * 30
+
+
+def test_vllm_holds_the_base_once_more():
+    def stages(**compute):
+        changed = load("paper-movie", {f"compute.{key}": value for key, value in compute.items()})
+        return {row.name: row for row in plan(changed, stated(changed, 80)).stages}
+
+    own = stages(cache_gib=4)
+    for name, row in stages(cache_gib=4, rollouts="vllm").items():
+        beside = row.memory.get("vLLM", 0) / GIB
+        assert row.gib == pytest.approx(own[name].gib + SLACK * beside)
+        if name in ("05_ppo", "06_evaluation"):
+            assert beside == pytest.approx(2 * 6_738_415_616 / GIB + 4)  # Llama-2-7b, 16 bits
+        else:
+            assert not beside
+    assert stages(cache_gib=0, rollouts="vllm")["05_ppo"].memory["vLLM"] == 0.4 * 80 * GIB
 
 
 def test_more_processes_share_the_time():
