@@ -23,7 +23,7 @@ from recnb.evaluation.tables import TITLES, write_frame
 from recnb.interactions import Histories
 from recnb.ppo.trend import Trend
 from recnb.profile import root
-from recnb.report import CAPTIONS, _table, glossary, write_report
+from recnb.report import CAPTIONS, _stage_table, _table, glossary, write_report
 from recnb.requests import Request, Response
 from recnb.sources import cache_folder, verify
 
@@ -225,6 +225,16 @@ def test_cells_know_their_heads_and_wide_tables_scroll_by_keyboard(page):
     boxes = [a for a, _ in tree.all("div") if a.get("class") == "scroll"]
     assert len(boxes) == len(tree.all("table")) > 10
     assert all(b["tabindex"] == "0" and b["role"] == "region" and b["aria-label"] for b in boxes)
+
+
+def test_a_stage_that_had_gpus_says_what_it_took_of_each():
+    one = {"wall_seconds": 90, "peak_memory_mib": 700, "commit": "abc"}
+    table = _stage_table({"01_data": one})
+    assert list(table.columns) == ["minutes", "peak memory, MiB", "commit"]
+    two = one | {"peak_gpu_memory_mib": [3072, 5]}
+    table = _stage_table({"01_data": one, "04_sft": two})
+    assert table["of each GPU, MiB"].tolist() == ["", "3072, 5"]
+    assert table["minutes"].tolist() == ["1.5", "1.5"]
 
 
 def test_a_table_keeps_its_cells():

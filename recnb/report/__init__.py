@@ -160,15 +160,16 @@ def _warnings(manifests, stale):
 
 
 def _stage_table(manifests):
-    rows = {
-        s: {
+    rows = {}
+    for stage, m in manifests.items():
+        rows[stage] = {
             "minutes": f"{m['wall_seconds'] / 60:.1f}",
             "peak memory, MiB": m["peak_memory_mib"],
-            "commit": m["commit"],
         }
-        for s, m in manifests.items()
-    }
-    return pd.DataFrame(rows).T.rename_axis("notebook")
+        if "peak_gpu_memory_mib" in m:
+            rows[stage]["of each GPU, MiB"] = ", ".join(map(str, m["peak_gpu_memory_mib"]))
+        rows[stage]["commit"] = m["commit"]
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("notebook").fillna("")
 
 
 def _deviations(profile):
