@@ -130,6 +130,9 @@ def run(
     run_name: NewRun = "",
     until: Annotated[str, typer.Option(help="last stage, for example 04_sft")] = "",
     set_: SetOption = [],  # noqa: B006
+    earlier: Annotated[
+        str, typer.Option("--from", help="a run whose stages with the same knobs are taken over")
+    ] = "",
     student: Annotated[
         str, typer.Option(help="Python file with functions of your own (docs/build_it_yourself.md)")
     ] = "",
@@ -182,9 +185,14 @@ def run(
     twice = sorted({folder.name for folder, _ in runs if [f for f, _ in runs].count(folder) > 1})
     if twice:
         raise RecnbError(f"{', '.join(twice)}: two of these runs would have this name")
+    if earlier and student:
+        raise RecnbError("--from: a run with a student's functions makes its stages itself")
+    if earlier and len(runs) > 1:
+        raise RecnbError("--from is for one run: several take what they share from each other")
+    taken = [existing_run(earlier)] if earlier else None
     for group in together(runs, submit_to, at_once):
-        for folder, one in group if built is None and len(runs) > 1 else []:
-            share(one, folder, until or profile.STAGES[-1])
+        for folder, one in group if taken or (built is None and len(runs) > 1) else []:
+            share(one, folder, until or profile.STAGES[-1], taken)
         run_together([(one, folder) for folder, one in group], until, built, submit_to, at_once)
     for labels in summaries:
         _summarise(labels)

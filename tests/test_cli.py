@@ -60,6 +60,33 @@ def test_an_unknown_run_names_the_nearest(runs, monkeypatch, capsys, arguments):
     assert "run gamse: no such run" in message and "Did you mean games?" in message
 
 
+def test_a_run_takes_what_an_earlier_one_has(runs, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(
+        "recnb.workflow.launch.run_together", lambda runs, *rest: started.append(runs[0][1].name)
+    )
+    for stage in ("01_data", "02_teacher"):
+        open_stage(stage, "smoke", "first").finish()
+    capsys.readouterr()
+    given = "recnb run smoke --run second --from first --set teacher.width=24"
+    monkeypatch.setattr(sys, "argv", given.split())
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert capsys.readouterr().out.splitlines() == [
+        "second: 01_data is taken from first, which has the same knobs",
+        "second: 02_teacher is made anew, as it is not there with these knobs",
+    ]
+    assert (runs / "second" / "01_data" / "manifest.json").is_file() and started == ["second"]
+    wrong = {
+        ("--from", "frist"): "Did you mean first?",
+        ("--from", "first", "--set", "seeds=[0, 1]"): "--from is for one run",
+    }
+    for more, message in wrong.items():
+        assert message in said(monkeypatch, capsys, "run", "smoke", *more)
+    assert started == ["second"]
+
+
 def test_a_folder_without_a_run(runs, monkeypatch, capsys):
     assert "no run there" in said(monkeypatch, capsys, "report", "--folder", str(runs))
 

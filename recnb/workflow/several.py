@@ -32,15 +32,26 @@ def planned(name, changed, run_name):
     return runs
 
 
-def share(profile, folder, until=STAGES[-1]):
-    """Take finished stages of the same knobs from other runs, as links where the disk can."""
+def share(profile, folder, until=STAGES[-1], others=None):
+    """Take finished stages of the same knobs from other runs, as links where the disk can.
+
+    Args:
+        profile: of the run that takes.
+        folder: of that run.
+        until: the last stage to take.
+        others: folders of runs to take from; None = all that are there.
+    """
+    named = others is not None
+    if not named:
+        others = [path.parent for path in sorted(runs_folder().glob("*/profile.yaml"))]
+    others = [other for other in others if other != folder]
     for stage in STAGES[: STAGES.index(until) + 1]:
         if is_done(profile, stage, folder):
             continue
-        others = [path.parent for path in sorted(runs_folder().glob("*/profile.yaml"))]
-        others = [other for other in others if other != folder]
         found = [other for other in others if is_done(profile, stage, other, wanted_by=folder)]
         if not found:
+            if named:
+                print(f"{folder.name}: {stage} is made anew, as it is not there with these knobs")
             return
         print(f"{folder.name}: {stage} is taken from {found[0].name}, which has the same knobs")
         with atomic_path(folder / stage) as temporary:
