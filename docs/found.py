@@ -1,4 +1,4 @@
-"""Fills README with what the reference run found: ``python docs/found.py``.
+"""Fills README and docs/second_catalogue.md with what was found: ``python docs/found.py``.
 
 Every number there is read from the run's tables; with a summary over seeds (``recnb summarise``)
 they are means, and a difference counts where the summary calls it real. A test compares.
@@ -13,9 +13,11 @@ from recnb.artifacts import read_manifest
 from recnb.evaluation import seeds
 from recnb.evaluation.findings import in_plain_words
 from recnb.evaluation.primary import readable
-from recnb.profile import STAGES, root
+from recnb.profile import STAGES, load, root
 
 REFERENCE = root() / "papermill_runs" / "reference" / "laptop"
+PAGES = {"README.md": REFERENCE, "docs/second_catalogue.md": REFERENCE.with_name("tweets")}
+"""Pages with marks, and the run that each of them quotes."""
 SYSTEMS = {
     "teacher": ("sasrec", "free"),
     "teacher, 10 items": ("sasrec_prompt", "free"),
@@ -47,13 +49,14 @@ TWO = {
 
 
 def found(reference):
-    """What stands between the marks of README.
+    """What stands between the marks of a page.
 
     Args:
         reference: folder of a finished run.
 
     Returns:
-        ``{mark: Markdown}``: ``words`` for everybody, ``numbers`` for those who want them.
+        ``{mark: Markdown}``: ``words`` for everybody, ``numbers`` for those who want them; of
+        another run than the reference also ``beside``, both runs' numbers.
     """
     metrics = pd.read_csv(reference / "tables" / "metrics.csv")
     over = seeds.read_summary(reference)
@@ -66,13 +69,10 @@ def found(reference):
         whose, spread = "One run (seed 0)", ""
     effects = over[2] if over else _primary(reference)
     words = [f"{whose}:", "", *(f"- {line}" for line in in_plain_words(metrics, effects))]
-    lines = [
-        _cost(reference),
-        "",
-        f"{whose}{spread}, all test users, in %:",
-        "",
-        f"| | {' | '.join(SYSTEMS)} |",
-    ]
+    own = reference == REFERENCE
+    lines = [_cost(reference), ""] if own else []
+    asked = load(reference / "profile.yaml").evaluation.users or "all"
+    lines += [f"{whose}{spread}, {asked} test users, in %:", "", f"| | {' | '.join(SYSTEMS)} |"]
     lines.append("|---" * (len(SYSTEMS) + 1) + "|")
     values = metrics.set_index(["system", "decoding", "task", "metric"])
     for name, row in ROWS.items():
@@ -85,13 +85,35 @@ def found(reference):
         cells = [_cell(values, (s, "free", task, metric)) for s in ("base", "v2", "full")]
         cells.append(_cell(values, ("full", "free", task, f"{metric} without control")))
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "The comparisons that were fixed beforehand ([docs/primary.md](docs/primary.md))"]
+    page = "docs/primary.md"
+    link = f"[{page}]({page if own else Path(page).name})"
+    lines += ["", f"The comparisons that were fixed beforehand ({link})"]
     table = seeds.readable(effects) if over else readable(effects)
     if over:
         lines[-1] += ", over the seeds"
     lines[-1] += ". Strict is the share of lists that are wholly right:"
     lines += ["", *_family(table, "over the seeds" if over else "verdict")]
-    return {"words": "\n".join(words) + "\n", "numbers": "\n".join(lines) + "\n"}
+    sections = {"words": words, "numbers": lines}
+    if not own:
+        sections["beside"] = list(_beside(reference))
+    return {mark: "\n".join(section) + "\n" for mark, section in sections.items()}
+
+
+def _beside(reference):
+    """The reference run's numbers and this run's, of ``full`` in free decoding."""
+    found = []
+    for run in (REFERENCE, reference):
+        over = seeds.read_summary(run)
+        metrics = over[1] if over else pd.read_csv(run / "tables" / "metrics.csv")
+        found.append(metrics.set_index(["system", "decoding", "task", "metric"]))
+    yield "| `full`, free decoding, in % | MovieLens-100K, three seeds | here |"
+    yield "|---|---|---|"
+    for name, row in ROWS.items():
+        cells = [_cell(values, ("full", "free", *row)) for values in found]
+        yield f"| {name} | {' | '.join(cells)} |"
+    for name, (task, metric) in TWO.items():
+        cells = [_cell(values, ("full", "free", task, metric)) for values in found]
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
 def _cost(reference):
@@ -156,7 +178,7 @@ def _family(table, verdict):
 
 
 def filled(text, reference):
-    """README with what stands between its marks made anew."""
+    """A page with what stands between its marks made anew."""
     for mark, section in found(reference).items():
         begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
         before, _, rest = text.partition(begin)
@@ -165,9 +187,10 @@ def filled(text, reference):
 
 
 def main():
-    """Fill README."""
-    readme = Path(root() / "README.md")
-    readme.write_text(filled(readme.read_text("utf-8"), REFERENCE), "utf-8")
+    """Fill the pages."""
+    for name, reference in PAGES.items():
+        page = Path(root() / name)
+        page.write_text(filled(page.read_text("utf-8"), reference), "utf-8")
 
 
 if __name__ == "__main__":

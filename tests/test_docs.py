@@ -4,7 +4,9 @@ import importlib.util
 import re
 
 import pandas as pd
+import pytest
 
+from recnb.artifacts import read_manifest
 from recnb.catalog import Catalog
 from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl
 from recnb.evaluation import seeds
@@ -37,11 +39,12 @@ def test_fidelity_names_real_knobs():
         assert key in type(getattr(Profile(name="x"), section)).model_fields
 
 
-def test_readme_says_what_the_reference_run_found():
+@pytest.mark.parametrize("name", found.PAGES)
+def test_a_page_says_what_its_run_found(name):
     """``python docs/found.py`` writes it again."""
-    text = (root() / "README.md").read_text()
-    assert found.filled(text, found.REFERENCE) == text
-    assert all(f"<!-- {mark} -->" in text for mark in found.found(found.REFERENCE))
+    text, reference = (root() / name).read_text(), found.PAGES[name]
+    assert found.filled(text, reference) == text
+    assert all(f"<!-- {mark} -->" in text for mark in found.found(reference))
 
 
 def test_readmes_numbers_are_those_of_the_tables():
@@ -65,6 +68,36 @@ def test_two_wishes_come_to_less_than_is_delivered_unasked():
         unasked = metrics.loc["full", "free", task, f"{metric} without control"]
         assert delivered["value"] + delivered["sd"] < unasked["value"] - unasked["sd"], task
     assert "the free model delivers less than it does unasked" in (root() / "README.md").read_text()
+
+
+def test_what_the_page_on_the_second_catalogue_says_of_its_numbers():
+    here = found.PAGES["docs/second_catalogue.md"]
+    keys = ["system", "decoding", "task", "metric"]
+    _, there, _ = seeds.read_summary(found.REFERENCE)
+    there = there.set_index(keys)
+    metrics = pd.read_csv(here / "tables" / "metrics.csv").set_index(keys)["value"]
+    full, own = metrics["full", "free"], there["value"]["full", "free"]
+    for wish in [("I1+", "TCP"), ("I1-", "TCP"), ("I2>=30", "CPA")]:
+        assert abs(full[wish] - own[wish]) < 0.01
+    about, spread = ("I2~30", "CPA"), there["sd"]["full", "free"]
+    assert full[about] > own[about] + 2 * spread[about]
+    limit = full["I2<=20", "CPA"], own["I2<=20", "CPA"]
+    assert [round(100 * value) for value in limit] == [85, 96]
+    unasked = [values["I2<=20", "CPA without control"] for values in (full, own)]
+    assert [round(100 * value) for value in unasked] == [5, 21]
+    numbers = [
+        read_manifest(run / "01_data", "01_data")["numbers"] for run in (here, found.REFERENCE)
+    ]
+    assert [one["median history"] for one in numbers] == [10, 64]
+    primary = pd.read_csv(here / "tables" / "primary.csv").set_index("name")["verdict"]
+    assert {name for name in primary.index if primary[name] == "shown"} == set(
+        "P1 P2 P4 P5 P6".split()
+    )
+    assert primary["P3"] == "the opposite is shown"
+    over = seeds.read_summary(found.REFERENCE)[2].set_index("name")["verdict"]
+    assert [name for name in ("P2", "P4", "P5", "P6") if over[name] == "shown"] == ["P2"]
+    for task, metric in found.TWO.values():
+        assert full[task, metric] < full[task, f"{metric} without control"]
 
 
 def test_the_reference_runs_tables_come_from_its_stored_answers(tmp_path):
