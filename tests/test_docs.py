@@ -96,8 +96,28 @@ def test_what_the_page_on_the_second_catalogue_says_of_its_numbers():
     assert primary["P3"] == "the opposite is shown"
     over = seeds.read_summary(found.REFERENCE)[2].set_index("name")["verdict"]
     assert [name for name in ("P2", "P4", "P5", "P6") if over[name] == "shown"] == ["P2"]
+    kept = [
+        values["sasrec_prompt", "free", "I0", "HR@10"] / values["sasrec", "free", "I0", "HR@10"]
+        for values in (metrics, there["value"])
+    ]
+    assert [f"{share:.2f}" for share in kept] == ["0.95", "0.77"]
+    bounds = pd.read_csv(here / "tables" / "metrics.csv").set_index(keys)[["low", "high"]]
+
+    def said(task, metric):
+        """(low, high) of the wish when it is said, and of the same when it is not."""
+        rows = [("full", "free", task, m) for m in (metric, f"{metric} without control")]
+        return [tuple(bounds.loc[row]) for row in rows]
+
     for task, metric in found.TWO.values():
-        assert full[task, metric] < full[task, f"{metric} without control"]
+        (_, high), (unsaid, _) = said(task, metric)
+        assert (high < unsaid) == (task != "I2~30&I1-"), task
+    (_, high), (unsaid, _) = said("I2~30&I1-", "TC2P")
+    assert high < unsaid, "the exclusion is heard"
+    (low, _), (_, unsaid) = said("I2>=30&I2<=20", "C2PA")
+    assert low > unsaid, "the limit is heard"
+    halves = pd.read_csv(here / "tables" / "halves.csv").query("system == 'full'")
+    halves = halves.query("decoding == 'free' and task == 'I1+&I1-'").set_index("half")
+    assert halves["both"]["exclude"] < halves["unsaid"]["exclude"] / 2, "the exclusion is heard"
 
 
 def test_the_reference_runs_tables_come_from_its_stored_answers(tmp_path):
