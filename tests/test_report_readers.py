@@ -1,5 +1,6 @@
 """The report for everybody: by phone, in the dark, by ear, without telling colours apart."""
 
+import io
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.text import Text
+from PIL import Image
 
 from recnb import plots
 from recnb.artifacts import atomic_path
@@ -23,7 +25,7 @@ from recnb.evaluation.tables import TITLES, write_frame
 from recnb.interactions import Histories
 from recnb.ppo.trend import Trend
 from recnb.profile import root
-from recnb.report import CAPTIONS, _stage_table, _table, glossary, write_report
+from recnb.report import CAPTIONS, _figure, _small, _stage_table, _table, glossary, write_report
 from recnb.requests import Request, Response
 from recnb.sources import cache_folder, verify
 
@@ -364,11 +366,21 @@ def test_save_stores_panels_and_alt_texts(figures, tmp_path):
     assert metadata == {"image/png": {"alt": stored["alt"]}} and "3 Axes" in data["text/plain"]
 
 
-def test_an_older_run_shows_its_whole_figure_with_the_caption(tmp_path):
-    from recnb.report import _figure
+@pytest.mark.parametrize("name", ["07_case_studies/dial", "05_ppo/training"])
+def test_pictures_in_the_page_look_as_they_were_made(name, figures, tmp_path):
+    plots.save(figures[name], tmp_path, "made")
+    file = tmp_path / "figures" / "made.png"
+    small = _small(file)
+    assert len(small) < len(file.read_bytes()) / 2
+    with Image.open(file) as before, Image.open(io.BytesIO(small)) as after:
+        assert after.mode == "P" and len(after.getcolors()) <= 64
+        pixels = [np.asarray(picture.convert("RGB"), float) for picture in (before, after)]
+    assert np.abs(pixels[0] - pixels[1]).mean() < 1  # of 255
 
-    (tmp_path / "04_sft" / "figures").mkdir(parents=True)
-    (tmp_path / "04_sft" / "figures" / "loss.png").write_bytes(b"x")
+
+def test_an_older_run_shows_its_whole_figure_with_the_caption(figures, tmp_path):
+    plots.save(figures["04_sft/loss"], tmp_path / "04_sft", "loss")
+    (tmp_path / "04_sft" / "figures" / "loss.json").unlink()
     assert f'<img alt="{CAPTIONS["04_sft/loss"]}" src=' in _figure(tmp_path, "04_sft/loss", -1)
     assert _figure(tmp_path, "04_sft/base") == ""
 

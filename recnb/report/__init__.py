@@ -5,6 +5,7 @@ apart: ``make a11y`` and tests/test_report_readers.py hold it to that.
 """
 
 import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 from markupsafe import Markup
+from PIL import Image
 
 from recnb import RecnbError
 from recnb import profile as profiles
@@ -200,6 +202,18 @@ def _table(table, title):
     return Markup(f"{box}{head}{''.join(rows)}</div>")
 
 
+COLOURS = 64
+"""Of a picture in the page: charts have few, and the page a third of the bytes."""
+
+
+def _small(file):
+    """A picture's PNG with a palette of ``COLOURS``."""
+    made = io.BytesIO()
+    with Image.open(file) as picture:
+        picture.convert("RGB").quantize(COLOURS).save(made, "png", optimize=True)
+    return made.getvalue()
+
+
 def _figure(run_folder, name, only=None):
     """A figure's panels, each with its alt text, as pictures inside the page.
 
@@ -222,7 +236,7 @@ def _figure(run_folder, name, only=None):
         pictures = [pictures[only]]
     shown = [
         f'<img alt="{html(alt)}" {width}'
-        f'src="data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}">'
+        f'src="data:image/png;base64,{base64.b64encode(_small(file)).decode()}">'
         for file, alt in pictures
     ]
     caption = f"<figcaption>{CAPTIONS[name]}</figcaption>"
