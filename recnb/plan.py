@@ -856,7 +856,7 @@ KNOBS = {
     "reading prompts": "a smaller evaluation.batch_size",
     "scores of the catalogue": "a smaller teacher.batch_size",
     "pairs of items": "a larger data.k_core",
-    "vLLM": "a smaller compute.cache_gib, or compute.rollouts hf",
+    "vLLM": "a small compute.cache_gib (0 is two fifths of a GPU), or compute.rollouts hf",
 }
 """What to turn, for each part of the memory."""
 
