@@ -989,7 +989,7 @@ def test_the_command_refuses_before_anything_starts(tmp_path, monkeypatch):
     path = tmp_path / "solutions.py"
     path.write_text(WRONG_SOLUTIONS)
     with pytest.raises(RecnbError, match="The run was not started"):
-        cli.run(["smoke"], "mine", "", [], str(path))
+        cli.run(["smoke"], run_name="mine", student=str(path))
     assert not (tmp_path / "runs").exists()
 
 
