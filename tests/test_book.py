@@ -366,6 +366,8 @@ def test_a_chapter_that_failed_is_refused(tmp_path):
 def test_a_link_to_nothing_is_refused():
     with pytest.raises(RecnbError, match="docs/a.md: the link to b.md leads to no file"):
         book().relink("[b](b.md)", "docs/a.md", {"docs/a.md"})
+    with pytest.raises(RecnbError, match="docs/a.md: the picture b.png is not there"):
+        book().pictures("![b](b.png)", "docs/a.md")
 
 
 def test_folded_hints_become_markdown():
@@ -383,6 +385,8 @@ def test_all_sources_are_written(folder, tmp_path, monkeypatch):
     written = {str(p.relative_to(tmp_path / "source")) for p in tmp_path.rglob("*") if p.is_file()}
     assert {f"notebooks/{stage}.ipynb" for stage in STAGES} | set(book().pages()) <= written
     assert {f"api/{module}.md" for module in book().modules()} <= written
+    shown = {p for place, text in book().pages().items() for p in book().pictures(text, place)}
+    assert "benchmarks/growth.png" in shown and shown <= written
     for path in (tmp_path / "source").rglob("*"):
         if path.suffix in (".md", ".ipynb", ".html"):
             text = path.read_text("utf-8")

@@ -48,6 +48,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:home|root|Users|tmp|var|mnt|opt|wor
 WIDE = 900
 """Pixels: a figure with several panels side by side is wider, and scrolls on a phone."""
 LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s]+)\)")
+PICTURE = re.compile(r"!\[[^\]\n]*\]\((?![a-z]+:)([^)\s]+)\)")
 FOLD = re.compile(r"<details><summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
 
 
@@ -482,6 +483,21 @@ def toctrees(places):
     return "\n".join(lines)
 
 
+def pictures(text, place):
+    """Places, relative to the repository's root, of the pictures that a page shows.
+
+    Raises:
+        RecnbError: the repository has no such file.
+    """
+    found = []
+    for target in PICTURE.findall(text):
+        aim = os.path.normpath(os.path.join(os.path.dirname(place), target))
+        if not (root() / aim).is_file():
+            raise RecnbError(f"{place}: the picture {target} is not there")
+        found.append(aim)
+    return found
+
+
 def write(place, text, source):
     path = source / place
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -511,10 +527,14 @@ def prepare(folder, notebooks=REFERENCE / "notebooks"):
     index = (BOOK / "index.md").read_text("utf-8").replace("TOCTREES", toctrees(found))
     for place, text in [*found.items(), ("docs/book/index.md", index)]:
         write(place, relink(without_machine(unfold(text)), place, book), source)
+        for picture in pictures(text, place):
+            (source / picture).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root() / picture, source / picture)
     for path in executed:
         text = nbformat.writes(chapter(path, book, root() / "notebooks" / path.name))
         write(f"notebooks/{path.name}", text, source)
-    shutil.copytree(root() / "notebooks" / "figures", source / "notebooks" / "figures")
+    drawings = source / "notebooks" / "figures"
+    shutil.copytree(root() / "notebooks" / "figures", drawings, dirs_exist_ok=True)
     for module in modules():
         directive = f"```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n"
         write(f"api/{module}.md", f"# {module}\n\n{directive}", source)
