@@ -9,7 +9,8 @@ import re
 
 from recnb.artifacts import read_manifest
 from recnb.machine import REFERENCE
-from recnb.plan import lines_of, plan, stated
+from recnb.plan import lines_of, plan
+from recnb.plan.hardware import stated
 from recnb.profile import STAGES, load, root
 
 MEMORY = 40

@@ -267,14 +267,15 @@ def plan(
     Fails if something does not fit, and says which knob to turn.
     """
     from recnb import plan as planning
+    from recnb.plan.hardware import stated, this_machine
 
     resolved = profile.load(name, overrides(set_))
     if not gpu_memory and (tflops or tokens):
         raise RecnbError("--tflops and --tokens are for --gpu-memory: say it too")
     if gpu_memory:
-        hardware = planning.stated(resolved, gpu_memory, tflops, tokens)
+        hardware = stated(resolved, gpu_memory, tflops, tokens)
     else:
-        hardware = planning.this_machine(resolved)
+        hardware = this_machine(resolved)
     found = planning.plan(resolved, hardware, users, items)
     print(visible("\n".join(planning.lines_of(found, hardware))))
     refusals = found.refusals

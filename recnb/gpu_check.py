@@ -38,7 +38,7 @@ from recnb.gpu_lines import (
 from recnb.lm.loading import load_base, smollm2_folder
 from recnb.lm.recommender import request_prompt
 from recnb.page import page
-from recnb.plan import GIB
+from recnb.plan.hardware import GIB
 from recnb.profile import load
 from recnb.teacher.ranking import Teacher
 from recnb.teacher.training import untrained

@@ -21,7 +21,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from recnb import RecnbError, machine
-from recnb import plan as planning
 from recnb.catalog import Catalog
 from recnb.engine.decoding import decode
 from recnb.engine.packed import next_logits, side_by_side
@@ -30,7 +29,9 @@ from recnb.interactions import Histories
 from recnb.lm.loading import attention
 from recnb.lm.recommender import request_prompt
 from recnb.lm.tokenizer import title_tokens
-from recnb.plan import GIB
+from recnb.plan import hardware, plan
+from recnb.plan.hardware import GIB
+from recnb.plan.shapes import SHAPES
 from recnb.ppo.prompts import rl_requests
 from recnb.ppo.trainer import train_ppo
 from recnb.profile import Profile, load
@@ -49,7 +50,7 @@ the second where a pass is filled up, and the plan refuses what would fit."""
 TIE = 0.01
 """Two tokens whose logits are nearer than this are as good as each other: sums in another order
 move a logit of 32 bits by a hundredth of it."""
-SHAPE = planning.SHAPES["meta-llama/Llama-2-7b-chat-hf"]
+SHAPE = SHAPES["meta-llama/Llama-2-7b-chat-hf"]
 LAYERS = (SHAPE.layers, 16, 8, 4, 2, 1)
 """Layers of the large model; the first that fits is taken."""
 ALONE = {"sft.v1": False, "sft.palr": 0, "sft.instructrec": 0, "ppo.v3": False}
@@ -400,9 +401,9 @@ def planned_bytes(profile, memory, trial):
     Returns:
         ``(bytes, fits)``; fits: whether the plan refuses none of these stages.
     """
-    gpu = replace(planning.stated(profile, memory), autocast=machine.autocast(profile.model))
+    gpu = replace(hardware.stated(profile, memory), autocast=machine.autocast(profile.model))
     users, items = len(trial.histories), len(trial.catalog)
-    stages = planning.plan(profile, gpu, users, items).stages
+    stages = plan(profile, gpu, users, items).stages
     three = [row for row in stages if row.name in ("04_sft", "05_ppo", "06_evaluation")]
     found = {row.name: sum(row.memory.values()) for row in three}
     return found, all(row.gib <= memory for row in three)

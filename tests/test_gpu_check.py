@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig
 
 from recnb import RecnbError, cli, gpu_check, gpu_lines
-from recnb import plan as planning
 from recnb.gpu_lines import (
     Line,
     Places,
@@ -36,6 +35,7 @@ from recnb.lm.recommender import request_prompt
 from recnb.lm.text import Codec
 from recnb.lm.tokenizer import build_tokenizer
 from recnb.machine import device
+from recnb.plan import hardware, stages
 from recnb.profile import load
 
 
@@ -193,7 +193,7 @@ def test_one_step_of_the_large_shape(trial, tmp_path, monkeypatch, in_float32):
         num_attention_heads=4,
         num_key_value_heads=4,
     )
-    large_profile, stated = gpu_lines.large_profile, planning.stated
+    large_profile, stated = gpu_lines.large_profile, hardware.stated
 
     def shorter(*given):
         profile = large_profile(*given)
@@ -205,8 +205,8 @@ def test_one_step_of_the_large_shape(trial, tmp_path, monkeypatch, in_float32):
     monkeypatch.setattr(gpu_lines, "large_profile", shorter)
     monkeypatch.setattr(gpu_lines, "NEW", 12)
     # what a CPU keeps: attention's probabilities; its texts are no tensors
-    monkeypatch.setattr(planning, "stated", lambda *given: replace(stated(*given), cuda=False))
-    monkeypatch.setattr(planning, "TOKEN_BYTES", 0)
+    monkeypatch.setattr(hardware, "stated", lambda *given: replace(stated(*given), cuda=False))
+    monkeypatch.setattr(stages, "TOKEN_BYTES", 0)
     for name, check in large_checks(trial, codec, config, 40.0, tmp_path):
         *lines, memory = check()
         assert all(passed(lines)), (name, lines)

@@ -10,8 +10,10 @@ import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import save_file
 
-from recnb import RecnbError, plan
+from recnb import RecnbError
 from recnb.lm import hub
+from recnb.plan import hardware
+from recnb.plan.hardware import stated
 from recnb.profile import load
 from recnb.workflow import launch
 from tests.test_templates import SMOLLM2, tokenizer_of
@@ -111,7 +113,7 @@ def test_nodes_without_network_are_thought_of(capsys):
 def test_a_gpu_that_is_too_small_is_named_before_a_run(monkeypatch):
     assert launch._too_large(load("smoke")) == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(plan, "this_machine", lambda profile: plan.stated(profile, 12))
+    monkeypatch.setattr(hardware, "this_machine", lambda profile: stated(profile, 12))
     sentences = launch._too_large(load("paper-movie"))
     assert any("paper-movie may not fit: 04_sft needs" in one for one in sentences)
     assert all("what helps" in one for one in sentences)

@@ -17,26 +17,19 @@ from recnb.engine.cache import RaggedCache, feed
 from recnb.engine.losses import chosen_and_entropy, next_token_loss
 from recnb.engine.packed import next_logits_held
 from recnb.instructions.synthesis import table8
-from recnb.plan import (
-    A100_TFLOPS,
-    GIB,
-    SHAPES,
-    SLACK,
+from recnb.plan import lines_of, plan
+from recnb.plan.hardware import A100_TFLOPS, GIB, stated, this_machine
+from recnb.plan.memory import (
     Numbers,
     Pass,
-    Shape,
     block_bytes,
     cache_bytes,
-    lines_of,
     operations,
-    plan,
     saved_bytes,
-    shape_of,
-    stated,
-    texts,
-    this_machine,
     training_bytes,
 )
+from recnb.plan.shapes import SHAPES, Shape, shape_of
+from recnb.plan.stages import SLACK, texts
 from recnb.profile import load, root
 from recnb.sft import lora
 

@@ -153,10 +153,10 @@ def _too_large(resolved):
 
     if not torch.cuda.is_available():
         return []
-    from recnb import plan
+    from recnb.plan import hardware, plan
 
     try:
-        found = plan.plan(resolved, plan.this_machine(resolved)).refusals
+        found = plan(resolved, hardware.this_machine(resolved)).refusals
     except RecnbError as error:  # a model or a catalogue of a size that is not known yet
         return [f"whether the GPU is large enough is not known: {error} (recnb plan)"]
     return [f"{resolved.name} may not fit: {one}" for one in found]
