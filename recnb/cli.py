@@ -133,6 +133,9 @@ def run(
     earlier: Annotated[
         str, typer.Option("--from", help="a run whose stages with the same knobs are taken over")
     ] = "",
+    variant: Annotated[
+        list[str], typer.Option(help="one of the profile's variants, alone; again for another")
+    ] = [],  # noqa: B006
     student: Annotated[
         str, typer.Option(help="Python file with functions of your own (docs/build_it_yourself.md)")
     ] = "",
@@ -178,10 +181,11 @@ def run(
         built = student_functions(student)
     runs, summaries = [], []
     for name, resolved in zip(names, profiles, strict=True):
-        own = planned(name, changed, run_name or resolved.name)
+        own = planned(name, changed, run_name or resolved.name, variant)
         runs += [(run_folder(label), one) for label, _, _, one in own]
-        for variant in ["", *resolved.variants] if resolved.seeds and not until else []:
-            summaries.append([label for label, _, one, _ in own if one == variant])
+        kinds = dict.fromkeys(kind for _, _, kind, _ in own)
+        for which in kinds if resolved.seeds and not until else []:
+            summaries.append([label for label, _, kind, _ in own if kind == which])
     twice = sorted({folder.name for folder, _ in runs if [f for f, _ in runs].count(folder) > 1})
     if twice:
         raise RecnbError(f"{', '.join(twice)}: two of these runs would have this name")
@@ -190,8 +194,9 @@ def run(
     if earlier and len(runs) > 1:
         raise RecnbError("--from is for one run: several take what they share from each other")
     taken = [existing_run(earlier)] if earlier else None
+    several = built is None and (variant or len(runs) > 1)
     for group in together(runs, submit_to, at_once):
-        for folder, one in group if taken or (built is None and len(runs) > 1) else []:
+        for folder, one in group if taken or several else []:
             share(one, folder, until or profile.STAGES[-1], taken)
         run_together([(one, folder) for folder, one in group], until, built, submit_to, at_once)
     for labels in summaries:

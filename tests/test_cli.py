@@ -87,6 +87,23 @@ def test_a_run_takes_what_an_earlier_one_has(runs, monkeypatch, capsys):
     assert started == ["second"]
 
 
+def test_one_variant_is_run_without_the_others(runs, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(
+        "recnb.workflow.launch.run_together", lambda runs, *rest: started.append(runs[0][1].name)
+    )
+    open_stage("01_data", "laptop", "laptop").finish()
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", "recnb run study --variant pairs --variant plain".split())
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code and started == ["study-pairs", "study-plain"]
+    assert "study-pairs: 01_data is taken from laptop" in capsys.readouterr().out
+    assert "study has no such variant" in said(
+        monkeypatch, capsys, "run", "study", "--variant", "p"
+    )
+
+
 def test_a_folder_without_a_run(runs, monkeypatch, capsys):
     assert "no run there" in said(monkeypatch, capsys, "report", "--folder", str(runs))
 

@@ -92,6 +92,12 @@ def test_seeds_and_variants_are_runs_of_their_own():
     assert [profile.instructions.pairs for _, _, _, profile in runs] == [0, 60, 0] * 2
     assert not any(profile.variants or profile.seeds for _, _, _, profile in runs)
     assert planned("smoke", {}, "mine") == [("mine", None, "", load("smoke"))]
+    chosen = planned("smoke", {"seeds": [0, 4], "variants": variants}, "mine", ["plain"])
+    assert [label for label, _, _, _ in chosen] == ["mine-seed0-plain", "mine-seed4-plain"]
+    with pytest.raises(
+        RecnbError, match="--variant plane: smoke has no such variant .pairs, plain"
+    ):
+        planned("smoke", {"variants": variants}, "mine", ["plane"])
     with pytest.raises(RecnbError, match="ppo.stepz: unknown key"):
         planned("smoke", {"variants": {"a": {"ppo.stepz": 1}}}, "mine")
 

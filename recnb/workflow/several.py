@@ -3,28 +3,37 @@
 import os
 import shutil
 
+from recnb import RecnbError
 from recnb.artifacts import atomic_path, is_done, runs_folder
 from recnb.profile import STAGES, load
 
 
-def planned(name, changed, run_name):
+def planned(name, changed, run_name, only=()):
     """The runs that a profile asks for.
 
     Args:
         name: the profile.
         changed: ``{"section.key": value}`` of the command line.
         run_name: of the run of a profile without seeds and variants.
+        only: names of the variants that are wanted, without the profile itself; empty = all.
 
     Returns:
         List of ``(run name, seed or None, variant or "", Profile)``: for each of ``seeds`` the
         profile itself and each of its ``variants``.
 
     Raises:
-        RecnbError: a variant's knobs are not valid.
+        RecnbError: a variant's knobs are not valid; the profile has no variant of a name.
     """
     whole, runs = load(name, changed), []
+    wanted = {"": {}} | whole.variants
+    for variant in only:
+        if variant not in whole.variants:
+            known = ", ".join(whole.variants) or "none"
+            raise RecnbError(f"--variant {variant}: {whole.name} has no such variant ({known})")
+    if only:
+        wanted = {variant: whole.variants[variant] for variant in only}
     for seed in whole.seeds or [None]:
-        for variant, knobs in ({"": {}} | whole.variants).items():
+        for variant, knobs in wanted.items():
             own = {"seeds": [], "variants": {}} | ({} if seed is None else {"seed": seed})
             parts = [run_name, "" if seed is None else f"seed{seed}", variant]
             label = "-".join(part for part in parts if part)
