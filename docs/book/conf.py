@@ -34,6 +34,8 @@ napoleon_use_ivar = True
 # Words such as "users" in a docstring's types are words, not links to one of several attributes.
 suppress_warnings = ["ref.python"]
 
+highlight_language = "none"  # commands and formulas; what is Python says so
+
 html_theme = "sphinx_book_theme"
 html_css_files = ["book.css"]
 html_copy_source = False
@@ -46,6 +48,12 @@ html_theme_options = {
     "show_toc_level": 2,
     "max_navbar_depth": 2,
 }
+
+
+CODE = re.compile(r"(``(?:(?!\n\n)[^`])+``)(\w)?")
+ONE_LINE = ("attribute", "data", "property")
+COLON = "\ue000"
+"""Stands for a colon while napoleon looks: it would take what stands before one for a type."""
 
 
 def for_docutils(app, what, name, thing, options, lines):
@@ -62,13 +70,21 @@ def for_docutils(app, what, name, thing, options, lines):
                 marked += [" " * before + "::", ""]
             if not inside:
                 before = indent
-                line = re.sub(r"(``[^`]+``)(?=\w)", r"\1\\ ", line)
         marked.append(line)
-    lines[:] = marked
+    text = CODE.sub(lambda m: m[1] + (rf"\ {m[2]}" if m[2] else ""), "\n".join(marked))
+    if what in ONE_LINE:
+        text = text.replace(":", COLON)
+    lines[:] = text.split("\n")
+
+
+def with_colons(app, what, name, thing, options, lines):
+    """What ``for_docutils`` hid from napoleon."""
+    lines[:] = [line.replace(COLON, ":") for line in lines]
 
 
 def setup(app):
     """What prepare.py made beside the pages; Sphinx would look for it beside this file."""
     app.connect("autodoc-process-docstring", for_docutils, priority=400)  # before napoleon's 500
+    app.connect("autodoc-process-docstring", with_colons, priority=600)
     app.config.html_static_path = [str(app.srcdir / "_static")]
     app.config.html_extra_path = [str(app.srcdir / "_extra")]

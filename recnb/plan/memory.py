@@ -14,7 +14,7 @@ class Pass:
         tokens: T, real ones, end to end.
         answers: R, the places that carry loss.
         places: P, samples x the longest one, as attention sees them side by side.
-        longest: L.
+        longest: the longest sample, L.
     """
 
     tokens: float

@@ -40,7 +40,7 @@ def place_rewards(length, places, item_rewards, list_reward, last):
     """Equation 6 without its KL term: item rewards at title ends, list reward on the last token.
 
     Args:
-        length: T.
+        length: the number of token places, T.
         places: token places from ``title_ends``.
         item_rewards: one number a place.
         list_reward: already multiplied by its weight.

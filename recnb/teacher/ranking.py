@@ -158,7 +158,7 @@ def leave_one_out(score, histories, split, items, cutoffs=(5, 10)):
         score: function of a list of histories that gives [B, N+1]; it is asked for ``blocks``.
         histories: ``Histories``.
         split: "test" or "validation".
-        items: N.
+        items: their number, N.
 
     Returns:
         Dict ``{"HR@5": ..., "NDCG@5": ..., ...}`` of arrays with one value a user.

@@ -31,7 +31,7 @@ def train_sasrec(histories, items, knobs, seed, log=lambda row: None, checkpoint
 
     Args:
         histories: ``Histories``.
-        items: N.
+        items: their number, N.
         knobs: the ``teacher`` section of a profile.
         seed: seeds weights, dropout and the order of users.
         log: called with a dict after every epoch.
