@@ -50,14 +50,17 @@ html_theme_options = {
 }
 
 
-CODE = re.compile(r"(``(?:(?!\n\n)[^`])+``)(\w)?")
+CODE = re.compile(r"(``(?:(?!\n\n)[^`])+``)(\w)?|(?<=\w)@(?=\d)")
 ONE_LINE = ("attribute", "data", "property")
 COLON = "\ue000"
 """Stands for a colon while napoleon looks: it would take what stands before one for a type."""
 
 
 def for_docutils(app, what, name, thing, options, lines):
-    """Blocks set off by indentation stay as they are set; a letter may follow code at once."""
+    """Blocks set off by indentation stay as they are set; a letter may follow code at once.
+
+    HR@10 is no address of a mailbox.
+    """
     before, inside = 0, False
     marked = []
     for place, line in enumerate(lines):
@@ -71,10 +74,16 @@ def for_docutils(app, what, name, thing, options, lines):
             if not inside:
                 before = indent
         marked.append(line)
-    text = CODE.sub(lambda m: m[1] + (rf"\ {m[2]}" if m[2] else ""), "\n".join(marked))
+    text = CODE.sub(_told_apart, "\n".join(marked))
     if what in ONE_LINE:
         text = text.replace(":", COLON)
     lines[:] = text.split("\n")
+
+
+def _told_apart(match):
+    if match[1] is None:
+        return r"\@"
+    return match[1] + (rf"\ {match[2]}" if match[2] else "")
 
 
 def with_colons(app, what, name, thing, options, lines):
