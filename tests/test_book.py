@@ -287,6 +287,7 @@ def test_a_chapter_keeps_what_a_reader_needs(tmp_path):
         code("2", out("stream", text="in /tmp/abc/run/tables and 3/4 of https://a.b/home/c\n")),
         code("_ = stage.finish({})"),
         code("_ = check.leave_one_out(my_leave_one_out)", tags=["exercise"]),
+        code("_ = stage.finish({})\nprint('found')", out("stream", text="found\n")),
     ]
     everything = {"api/recnb.sft.md", "notebooks/02_teacher.ipynb"}
     made = book().chapter(notebook(tmp_path, *cells), everything).cells
@@ -300,6 +301,7 @@ def test_a_chapter_keeps_what_a_reader_needs(tmp_path):
     )
     assert made[4].outputs[0].text == "in tables and 3/4 of https://a.b/home/c\n"
     assert made[5].metadata["tags"] == ["remove-cell"]
+    assert made[-1].metadata["tags"] == ["remove-input"] and made[-1].outputs[0].text == "found\n"
     assert (
         made[7].source.startswith("<details><summary>Solution")
         and "def leave_one_out" in made[7].source

@@ -66,7 +66,8 @@ def pages():
 
 def front_page(log):
     """The LOG up to its first round."""
-    return re.split(r"\n## \S+ round", log, maxsplit=1)[0].rstrip() + "\n"
+    front = re.split(r"\n## \S+ round", log, maxsplit=1)[0].rstrip()
+    return f"{front}\n\n*The book ends here; the rounds stand in the kit's `benchmarks/LOG.md`.*\n"
 
 
 def glossary_page():
@@ -198,8 +199,9 @@ def without_machine(text):
 
 SAVED = re.compile(r'stage\.folder, "(\w+)"')
 OTHER_RUN = """\
-*The output above is that of the `lesson` profile, an invented world: the cell is newer than the
-reference run, whose results stand in the rest of this chapter.*"""
+*The output above is that of the `lesson` profile, an invented world, and may say other things than
+the tables here: the cell is newer than the reference run, whose results stand in the rest of this
+chapter.*"""
 
 
 def brought_up(executed, written, figures):
@@ -237,8 +239,8 @@ def brought_up(executed, written, figures):
 
 
 def same_in_every_run(cell):
-    """Whether a cell's output says nothing of a run: an exercise's, or none that the book shows."""
-    return "exercise" in cell.metadata.get("tags", []) or "stage.finish(" in cell.source
+    """Whether a cell's output says nothing of a run: an exercise's, or what marks mean."""
+    return "exercise" in cell.metadata.get("tags", []) or "legend()" in cell.source
 
 
 def figure_output(path):
@@ -297,6 +299,8 @@ KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 def fold(cell):
     """Metadata that folds or removes what a reader does not need at once."""
     kind = set(cell.metadata.get("tags", []))
+    if "stage.finish(" in cell.source and cell.outputs:
+        return {"tags": ["remove-input"]}  # it prints what the run found
     if "parameters" in kind or "stage.finish(" in cell.source or "show_versions()" in cell.source:
         return {"tags": ["remove-cell"]}
     if "injected-parameters" in kind:
