@@ -246,6 +246,8 @@ def test_twenty_slides_show_the_runs_own_numbers(tmp_path, monkeypatch):
     deck = book().slides()
     assert len(re.findall("<section>", deck)) == 20 and "–</td>" not in deck
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', deck)
+    told = re.findall(r'<img\b[^>]*?\balt="([^"]*)"', deck)
+    assert len(told) == len(re.findall("<img", deck)) > 8 and min(map(len, told)) > 40
     run = tmp_path / "laptop"
     shutil.copytree(book().REFERENCE, run)
     path = run / "tables" / "metrics.csv"

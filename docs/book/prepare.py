@@ -439,10 +439,13 @@ class Reference:
         return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{image}">'
 
     def drawing(self, name):
-        """A drawing of the notebooks, as an img element."""
-        path = root() / "notebooks" / "figures" / f"{name}.svg"
-        image = base64.b64encode(path.read_bytes()).decode("ascii")
-        return f'<img alt="" src="data:image/svg+xml;base64,{image}">'
+        """A drawing of the notebooks, as an img element with the alt text that it has there."""
+        folder = root() / "notebooks"
+        image = base64.b64encode((folder / "figures" / f"{name}.svg").read_bytes()).decode("ascii")
+        cells = [c for p in sorted(folder.glob("*.ipynb")) for c in nbformat.read(p, 4).cells]
+        text = "\n".join(cell.source for cell in cells)
+        alt = html.escape(re.search(rf"!\[([^\]]+)\]\(figures/{name}\.svg\)", text)[1])
+        return f'<img alt="{alt}" src="data:image/svg+xml;base64,{image}">'
 
 
 def slides():
