@@ -176,9 +176,11 @@ def run(
     submit_to = cluster(workflow_profile) if executor == "slurm" else None
     built = None
     if student:
-        from recnb.check.in_place import student_functions
+        from recnb.check.in_place import refuse_released, student_functions
 
         built = student_functions(student)
+        for resolved in profiles:
+            refuse_released(resolved, built[1])
     runs, summaries = [], []
     for name, resolved in zip(names, profiles, strict=True):
         own = planned(name, changed, run_name or resolved.name, variant)

@@ -27,7 +27,7 @@ from recnb.evaluation.protocol import Ranker
 from recnb.lm import constrained
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.ppo import ppo_math, rewards
-from recnb.profile import STAGES, root, save
+from recnb.profile import STAGES, load, root, save
 from recnb.requests import Request, Response
 from recnb.teacher import sasrec
 from recnb.workflow import execute
@@ -813,9 +813,21 @@ def test_rewards_with_a_students_functions_are_the_kits_own(process, toy, rng):
 
 
 def test_a_students_rewards_are_those_of_the_paper(process, toy):
-    request = Request(0, (), (), Include("A"), 2, 1)
-    with check.in_use(item_reward=item_loop), pytest.raises(RecnbError, match="ppo.fidelity=paper"):
-        rewards.score_list(request, [1], [0], toy, "released")
+    """The lesson sets the released code's beside them, which stay the kit's."""
+    request = Request(0, (), (), AtMost("A", "1/3"), 3, 1)
+    given = request, [3, 1, 4], [1, 0, 2], toy
+    own = rewards.score_list(*given, "released")
+    item, calls = counted(item_loop)
+    with check.in_use(item_reward=item, list_reward=list_loop):
+        calls.clear()
+        assert np.array_equal(rewards.score_list(*given, "released").item, own.item) and not calls
+        assert rewards.score_list(*given, "paper").list != own.list and calls
+    record = {"file": "mine.py", "functions": {"gae": "05_ppo", "list_reward": "05_ppo"}}
+    in_place.refuse_released(load("smoke"), record)
+    released = load("smoke", {"ppo.fidelity": "released"})
+    with pytest.raises(RecnbError, match="list_reward of mine.py compute the equations as printed"):
+        in_place.refuse_released(released, record)
+    in_place.refuse_released(released, {"file": "mine.py", "functions": {"gae": "05_ppo"}})
 
 
 def test_ppo_with_a_students_functions_is_the_kits_own(process):

@@ -137,6 +137,23 @@ def student_functions(path):
     return source, {"file": path.name, "sha256": digest, "functions": stages}
 
 
+def refuse_released(profile, record):
+    """Refuse a run that would not call the student's rewards: they are those of the paper.
+
+    Args:
+        record: what ``student_functions`` found.
+
+    Raises:
+        RecnbError: ``ppo.fidelity`` is another than "paper".
+    """
+    names = [name for name in ("item_reward", "list_reward") if name in record["functions"]]
+    if names and profile.ppo.fidelity != "paper":
+        raise RecnbError(
+            f"ppo.fidelity is {profile.ppo.fidelity}, but {' and '.join(names)} of {record['file']}"
+            " compute the equations as printed: set ppo.fidelity=paper. The run was not started"
+        )
+
+
 def _line(function):
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f", line {code.co_firstlineno}" if code else ""
@@ -274,13 +291,10 @@ def _rewards(name, student, own, place):
 
     def score_list(request, items, ranks, catalog, fidelity="paper"):
         score, control = own(request, items, ranks, catalog, fidelity), request.control
-        if type(control) not in wishes:  # several wishes at once are no part of the exercise
+        # several wishes at once, and what the released code makes of the equations, are no part of
+        # the exercise
+        if type(control) not in wishes or fidelity != "paper":
             return score
-        if fidelity != "paper":
-            raise RecnbError(
-                f"ppo.fidelity is {fidelity}, but the student's {name} computes the equations as "
-                "printed: set ppo.fidelity=paper"
-            )
         category = set().union(*(catalog.members(name) for name in control.names()))
         answer = _ask(
             name,
