@@ -67,7 +67,8 @@ def pages():
 def front_page(log):
     """The LOG up to its first round."""
     front = re.split(r"\n## \S+ round", log, maxsplit=1)[0].rstrip()
-    return f"{front}\n\n*The book ends here; the rounds stand in the kit's `benchmarks/LOG.md`.*\n"
+    rounds = "*In the book this page ends here; the rounds stand in the kit's `benchmarks/LOG.md`.*"
+    return f"{front}\n\n{rounds}\n"
 
 
 def glossary_page():
