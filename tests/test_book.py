@@ -341,6 +341,7 @@ def test_a_chapter_has_todays_words_and_the_runs_numbers(tmp_path):
         with_id(code("2 + 0", told("by the new code")), "changed"),
         with_id(code('plots.save(f, stage.folder, "dial")'), "picture"),
         with_id(code('plots.save(f, stage.folder, "none")'), "no-picture"),
+        with_id(code("saw(up, 'it rose')", told("seen: it rose")), "claims"),
         with_id(code("_ = check.gae(my_gae)", told("not written"), tags=["exercise"]), "exercise"),
     ]
     figures = tmp_path / "01_data" / "figures"
@@ -352,12 +353,13 @@ def test_a_chapter_has_todays_words_and_the_runs_numbers(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=then), executed)
     made = book().chapter(executed, set(), notebook(tmp_path, *now)).cells
     said = [c.source[:9] for c in made if c.cell_type == "markdown"]
-    assert said == ["# New", book().OTHER_RUN[:9], "<details>"]
+    notes = book().OTHER_RUN[:9], book().CLAIMS[:9]
+    assert said == ["# New", *notes, "<details>"]
     ran = {c.source: c.outputs for c in made if c.cell_type == "code"}
     assert 'run = "laptop"' in ran and "9" not in ran
     assert ran["1"][0].text == "of the run" and ran["2 + 0"][0].text == "by the new code"
-    picture, nothing = list(ran.values())[-3:-1]
-    assert 'alt="a dial"' in picture[0].data["text/html"] and nothing == []
+    picture, nothing, claims = list(ran.values())[-4:-1]
+    assert 'alt="a dial"' in picture[0].data["text/html"] and nothing == claims == []
     assert made[[c.source for c in made].index("2 + 0") + 1].source == book().OTHER_RUN
 
 

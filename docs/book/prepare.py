@@ -204,13 +204,16 @@ OTHER_RUN = """\
 the tables here: the cell is newer than the reference run, whose results stand in the rest of this
 chapter.*"""
 
+CLAIMS = """\
+*These claims are newer than the reference run; what of them holds there, its tables above say.*"""
+
 
 def brought_up(executed, written, figures):
     """A run's notebook in the words of today's, which may be newer than the run.
 
     Cells are matched by their ids. Text is today's. A code cell that is still the same keeps the
     run's outputs. One that is not shows the figure that the run has under its name, or else what
-    the notebook as it is committed shows, with a note.
+    the notebook as it is committed shows, with a note. Claims about a run are shown of no other.
 
     Args:
         executed, written: nbformat notebooks.
@@ -234,6 +237,9 @@ def brought_up(executed, written, figures):
         named = SAVED.search(cell.source)
         if named and (figures / f"{named[1]}.png").is_file():
             cell.outputs = [figure_output(figures / f"{named[1]}.png")]
+        elif "saw(" in cell.source:
+            cell.outputs = []
+            cells.append(nbformat.v4.new_markdown_cell(CLAIMS))
         elif cell.outputs and not same_in_every_run(cell):
             cells.append(nbformat.v4.new_markdown_cell(OTHER_RUN))
     return nbformat.v4.new_notebook(cells=cells)
