@@ -258,6 +258,12 @@ def test_the_minutes_a_lesson_states_are_those_of_the_reference_run(stage):
     found = re.search(
         r"running takes (?:.* on `lesson`, )?(.+?)(?: minutes)?(?: on `laptop`)? \|", head
     )
+    parts = re.search(r"predict, (.+) for the exercises(?:, and (.+))?; running", head)
+    times = re.findall(r"\*\*\d\.\d [^*]*\*\* \(★+, ([^)]*)\)", path.read_text("utf-8"))
+    short = [time for time in times if time.endswith("minutes")]
+    assert re.findall(r"\d+", parts[1]) == [time.split()[0] for time in short]
+    long = [time for time in times if time not in short]
+    assert (parts[2] or "") == ("two runs" if long == ["a run"] * 2 else "".join(long))
     manifest = root() / "papermill_runs" / "reference" / "laptop" / stage / "manifest.json"
     took = json.loads(manifest.read_text())["wall_seconds"] / 60
     assert took / 2 < MINUTES[found[1]] < 2 * took or took + MINUTES[found[1]] < 0.5
