@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 
 import pandas as pd
 import pytest
@@ -16,9 +17,16 @@ from recnb.ppo.rewards import score_list
 from recnb.profile import Profile, root
 from recnb.requests import Request
 
-SPEC = importlib.util.spec_from_file_location("found", root() / "docs" / "found.py")
-found = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(found)
+
+def script(name):
+    """A file of docs/ as a module, which the other one there can import."""
+    spec = importlib.util.spec_from_file_location(name, root() / "docs" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+found, studied = script("found"), script("studied")
 
 
 def test_fidelity_table_of_rewards():
@@ -118,6 +126,81 @@ def test_what_the_page_on_the_second_catalogue_says_of_its_numbers():
     halves = pd.read_csv(here / "tables" / "halves.csv").query("system == 'full'")
     halves = halves.query("decoding == 'free' and task == 'I1+&I1-'").set_index("half")
     assert halves["both"]["exclude"] < halves["unsaid"]["exclude"] / 2, "the exclusion is heard"
+
+
+def test_what_the_page_on_the_study_says_of_its_numbers():
+    text = (root() / studied.PAGE).read_text()
+    assert studied.filled(text) == text, "python docs/studied.py writes it again"
+    runs = {"reference": found.REFERENCE, "pairs": studied.PAIRS, "plain": studied.PLAIN}
+    frames = {name: studied.values(run) for name, run in runs.items()}
+
+    def full(name, task, metric, system="full", bound="value"):
+        return 100 * frames[name].loc[(system, "free", task, metric), bound]
+
+    counts = read_manifest(runs["pairs"] / "03_instructions", "03_instructions")["numbers"][
+        "counts"
+    ]
+    two = sum(count for task, count in counts.items() if "&" in task)
+    assert round(100 * two / sum(counts.values())) == 12, "twelve in a hundred"
+    titles = "I1+&I1-", "TC1¬2P"
+    assert round(full("pairs", *titles)) == 95 and round(full("pairs", *titles, "v2")) == 92
+    assert round(full("reference", *titles)) == 6
+    assert round(full("reference", "I1+&I1-", "TC1¬2P without control")) == 23
+    assert 72 < full("pairs", "I1+&I1-", "Strict") < 78, "three lists of four"
+    gained = studied.difference(runs["pairs"], "I1+&I1-", "Strict")
+    assert f"{100 * gained['difference']:.1f}" == "9.7"
+    verdicts = {
+        name: pd.read_csv(run / "tables" / "primary.csv").set_index("name")["verdict"]
+        for name, run in runs.items()
+    }
+    assert verdicts["pairs"]["P9"] == "shown"
+    papers = [
+        studied.papers(data, "full", *titles) - studied.papers(data, "v2", *titles)
+        for data in ("Movie", "Steam")
+    ]
+    assert sorted(map(round, papers)) == [14, 15]
+    exact = full("pairs", "I2~30", "Exact"), full("reference", "I2~30", "Exact")
+    assert list(map(round, exact)) == [29, 36]
+    _, spread, _ = seeds.read_summary(found.REFERENCE)
+    spread = spread.set_index(["system", "decoding", "task", "metric"])["sd"]
+    assert exact[1] - exact[0] < 2 * 100 * spread["full", "free", "I2~30", "Exact"]
+    for task, metric in found.ROWS.values():
+        if task == "I1-" or task == "format":  # less is better
+            best = full("pairs", task, metric, bound="low")
+            assert best <= full("reference", task, metric, bound="high"), (task, metric)
+        elif metric != "Exact":
+            best = full("pairs", task, metric, bound="high")
+            assert best >= full("reference", task, metric, bound="low"), (task, metric)
+    about = "I2~30&I1-"
+    unasked = full("pairs", about, "C1PA without control", bound="low")
+    assert full("pairs", about, "C1PA", bound="high") < unasked
+    both = "I2>=30&I2<=20", "Strict"
+    assert [round(full(name, *both)) for name in ("pairs", "reference")] == [41, 16]
+    right = pd.read_csv(runs["plain"] / "tables" / "primary.csv").set_index("name")["difference"]
+    assert round(100 * right["P2"]) == 18
+    assert [verdicts["plain"][name] for name in ("P2", "P5", "P6")] == ["shown"] * 3
+    assert verdicts["plain"]["P8"] == "not shown"
+    for metric, numbers in {"RepeatItem": "7.2 2.5", "InHistory": "5.7 3.3"}.items():
+        said = [f"{full('plain', 'format', metric, system):.1f}" for system in ("v2", "full")]
+        assert said == numbers.split()
+    for task in ("I1+", "I1-", "I2<=20", "I2~30", "I2>=30"):
+        assert full("reference", task, "Strict", "v2") > full("plain", task, "Strict")
+        metric = "TCP" if task.startswith("I1") else "CPA"
+        row = studied.difference(runs["plain"], task, metric)
+        worse = -row["difference"] if task != "I1-" else row["difference"]
+        assert 0.005 < worse < 0.035 or row["low"] < 0 < row["high"], task
+
+
+def test_what_readme_says_of_the_study():
+    text = " ".join((root() / "README.md").read_text().split())
+    assert (
+        'an eighth of the training samples name two wishes (one run), 95 of 100 titles are as "'
+        in text
+    )
+    assert (
+        "9.7 more of 100 such lists wholly right; after an SL stage like the paper's, RL makes 18"
+        in text
+    )
 
 
 def test_the_reference_runs_tables_come_from_its_stored_answers(tmp_path):
