@@ -50,7 +50,10 @@ PRIMARY = [
         "-",
     ),
 ]
-"""Name, claim, a, b, tasks (several: their mean for each user), metric, expected sign of a - b."""
+"""Name, claim, a, b, tasks (several: their mean for each user), metric, expected sign of a - b.
+
+:meta hide-value:
+"""
 COLUMNS = [
     "name",
     "claim",

@@ -19,7 +19,10 @@ from recnb.profile import STAGES, read_yaml
 from recnb.workflow import gpus
 
 PROFILES = Path(__file__).parent / "profiles"
-"""Workflow profiles that come with the kit, a folder each."""
+"""Workflow profiles that come with the kit, a folder each.
+
+:meta hide-value:
+"""
 JOBS = ".slurm"
 """In a run's folder: the beginning of the names of its jobs in SLURM's queue."""
 CHECKPOINT_MINUTES = 15.0
