@@ -177,9 +177,9 @@ def _family(table, verdict):
     return shown.to_markdown(index=False, disable_numparse=True).splitlines()
 
 
-def filled(text, reference):
-    """A page with what stands between its marks made anew."""
-    for mark, section in found(reference).items():
+def filled(text, sections):
+    """A page with what stands between its marks made anew; ``sections``: ``{mark: Markdown}``."""
+    for mark, section in sections.items():
         begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
         before, _, rest = text.partition(begin)
         text = before + begin + section + end + rest.partition(end)[2]
@@ -190,7 +190,7 @@ def main():
     """Fill the pages."""
     for name, reference in PAGES.items():
         page = Path(root() / name)
-        page.write_text(filled(page.read_text("utf-8"), reference), "utf-8")
+        page.write_text(filled(page.read_text("utf-8"), found(reference)), "utf-8")
 
 
 if __name__ == "__main__":

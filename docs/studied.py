@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from found import REFERENCE, ROWS
+from found import REFERENCE, ROWS, filled
 
 from recnb import evaluation
 from recnb.artifacts import read_manifest
@@ -184,15 +184,6 @@ def _rewards():
         )
 
 
-def filled(text):
-    """The page with what stands between its marks made anew."""
-    for mark, section in studied().items():
-        begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
-        before, _, rest = text.partition(begin)
-        text = before + begin + section + end + rest.partition(end)[2]
-    return text
-
-
 if __name__ == "__main__":
     page = root() / PAGE
-    page.write_text(filled(page.read_text("utf-8")), "utf-8")
+    page.write_text(filled(page.read_text("utf-8"), studied()), "utf-8")

@@ -179,8 +179,6 @@ def run(
         from recnb.check.in_place import refuse_released, student_functions
 
         built = student_functions(student)
-        for resolved in profiles:
-            refuse_released(resolved, built[1])
     runs, summaries = [], []
     for name, resolved in zip(names, profiles, strict=True):
         own = planned(name, changed, run_name or resolved.name, variant)
@@ -195,6 +193,8 @@ def run(
         raise RecnbError("--from: a run with a student's functions makes its stages itself")
     if earlier and len(runs) > 1:
         raise RecnbError("--from is for one run: several take what they share from each other")
+    for _, one in runs if student else []:
+        refuse_released(one, built[1])
     taken = [existing_run(earlier)] if earlier else None
     several = built is None and (variant or len(runs) > 1)
     for group in together(runs, submit_to, at_once):

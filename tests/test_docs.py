@@ -14,7 +14,7 @@ from recnb.evaluation import seeds
 from recnb.evaluation.stored import evaluate_run
 from recnb.evaluation.tables import TITLES
 from recnb.ppo.rewards import score_list
-from recnb.profile import Profile, root
+from recnb.profile import STAGES, Profile, root
 from recnb.requests import Request
 
 
@@ -51,8 +51,9 @@ def test_fidelity_names_real_knobs():
 def test_a_page_says_what_its_run_found(name):
     """``python docs/found.py`` writes it again."""
     text, reference = (root() / name).read_text(), found.PAGES[name]
-    assert found.filled(text, reference) == text
-    assert all(f"<!-- {mark} -->" in text for mark in found.found(reference))
+    sections = found.found(reference)
+    assert found.filled(text, sections) == text
+    assert all(f"<!-- {mark} -->" in text for mark in sections)
 
 
 def test_readmes_numbers_are_those_of_the_tables():
@@ -130,7 +131,8 @@ def test_what_the_page_on_the_second_catalogue_says_of_its_numbers():
 
 def test_what_the_page_on_the_study_says_of_its_numbers():
     text = (root() / studied.PAGE).read_text()
-    assert studied.filled(text) == text, "python docs/studied.py writes it again"
+    assert found.filled(text, studied.studied()) == text, "python docs/studied.py writes it again"
+    assert all(f"<!-- {mark} -->" in text for mark in studied.studied())
     runs = {"reference": found.REFERENCE, "pairs": studied.PAIRS, "plain": studied.PLAIN}
     frames = {name: studied.values(run) for name, run in runs.items()}
 
@@ -193,14 +195,38 @@ def test_what_the_page_on_the_study_says_of_its_numbers():
 
 def test_what_readme_says_of_the_study():
     text = " ".join((root() / "README.md").read_text().split())
-    assert (
-        'an eighth of the training samples name two wishes (one run), 95 of 100 titles are as "'
-        in text
-    )
+    assert "an eighth of the training samples name two wishes, 95 of 100 titles are as" in text
     assert (
         "9.7 more of 100 such lists wholly right; after an SL stage like the paper's, RL makes 18"
         in text
     )
+
+
+def test_what_is_said_of_the_class_profile():
+    run = found.REFERENCE.with_name("class")
+    made = [read_manifest(run / stage, stage) for stage in STAGES]
+    minutes = sum(one["wall_seconds"] for one in made) / 60
+    readme = (root() / "README.md").read_text()
+    [row] = [line for line in readme.splitlines() if line.startswith("| `class` |")]
+    assert f"| {minutes:.0f} minutes |" in row
+    values = studied.values(run)["value"]
+    right = [
+        round(20 * sum(values[system, "free", task, "Strict"] for task in studied.WISHES))
+        for system in ("base", "v2", "full")
+    ]
+    assert right == [0, 50, 59]
+    plan = (root() / "docs" / "book" / "course_plans.md").read_text()
+    assert "(in our run none, 50 and 59 of a hundred)" in plan and f"took {minutes:.0f} min" in plan
+    later = [one["wall_seconds"] for one in made[4:6]]
+    assert round(sum(later) / 60) == 3 and "the rest takes three minutes" in plan
+    log = (root() / "benchmarks" / "LOG.md").read_text()
+    hits = [
+        f"{values[system, 'free', 'I0', 'HR@10']:.3f}"[1:]
+        for system in ("full", "sasrec", "sasrec_prompt")
+    ]
+    assert f"HR@10 {hits[0]} of {hits[1]} (the teacher told the same: {hits[2]})" in log
+    verdicts = pd.read_csv(run / "tables" / "primary.csv").set_index("name")["verdict"]
+    assert [verdicts[name] for name in ("P2", "P9")] == ["shown", "not shown"]
 
 
 def test_the_reference_runs_tables_come_from_its_stored_answers(tmp_path):
