@@ -7,15 +7,16 @@ import sys
 import pandas as pd
 import pytest
 
-from recnb.artifacts import read_manifest
+from recnb.artifacts import fingerprint, read_manifest
 from recnb.catalog import Catalog
 from recnb.controls import About, AtLeast, AtMost, Exclude, Include, NoControl
 from recnb.evaluation import seeds
 from recnb.evaluation.stored import evaluate_run
 from recnb.evaluation.tables import TITLES
 from recnb.ppo.rewards import score_list
-from recnb.profile import STAGES, Profile, root
+from recnb.profile import STAGES, Profile, load, root
 from recnb.requests import Request
+from recnb.workflow.several import planned
 
 
 def script(name):
@@ -200,6 +201,14 @@ def test_what_readme_says_of_the_study():
         "9.7 more of 100 such lists wholly right; after an SL stage like the paper's, RL makes 18"
         in text
     )
+
+
+def test_the_committed_runs_have_the_knobs_of_todays_profiles():
+    todays = {f"study-{of}": one for _, _, of, one in planned("study", {}, "study") if of}
+    todays["class"] = load("class")
+    for name in ("class", "study-pairs", "study-plain"):
+        made = load(found.REFERENCE.with_name(name) / "profile.yaml")
+        assert fingerprint(made, STAGES[-1]) == fingerprint(todays[name], STAGES[-1]), name
 
 
 def test_what_is_said_of_the_class_profile():
