@@ -28,6 +28,7 @@ from recnb.engine.shared import (
     recomputing,
     refuse_uneven,
     share,
+    uncast_lora,
 )
 from recnb.engine.spread import spread
 from recnb.instructions.checks import fitting
@@ -278,7 +279,7 @@ def train_sft(
     trainer.remove_callback(_printer())
     if compute.strategy == "fsdp2":
         trainer.spread()
-    with recomputing(model, compute.checkpointing):
+    with recomputing(model, compute.checkpointing), uncast_lora(trainer.model, autocast):
         trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
     answers = np.array([sum(mask) for mask in data["completion_mask"]])
     questions = np.array([len(ids) for ids in data["input_ids"]]) - answers

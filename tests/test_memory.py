@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import get_peft_model
 
 from recnb import RecnbError
 from recnb.baselines import tallrec
@@ -21,7 +22,7 @@ from recnb.engine.cache import RaggedCache, feed
 from recnb.engine.decoding import decode
 from recnb.engine.losses import next_token_loss
 from recnb.engine.packed import neighbours
-from recnb.engine.shared import EveryMinutes, refuse_uneven, share
+from recnb.engine.shared import EveryMinutes, refuse_uneven, share, uncast_lora
 from recnb.instructions.templates import numbered
 from recnb.lm.loading import OneAtATime, adapted, mini_model
 from recnb.lm.recommender import LanguageModelRecommender, drafting
@@ -32,7 +33,7 @@ from recnb.ppo.prompts import rl_requests
 from recnb.ppo.trainer import ppo_arguments, rolling_out, sample_answers, train_ppo, with_adapters
 from recnb.profile import Compute, load
 from recnb.requests import Request
-from recnb.sft import train_sft
+from recnb.sft import lora, train_sft
 
 
 @pytest.fixture(scope="module")
@@ -462,3 +463,31 @@ def test_answers_that_measure_the_reward_do_not_depend_on_the_budget(
     given = *language_model, requests, world[0], smoke.ppo, 0, 20, 4
     large, small = (sample_answers(*given, Compute(cache_gib=size)) for size in (1, 1e-6))
     assert large == small
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_lora_s_own_casts_the_gradients_are_the_same_bit_for_bit(language_model, dtype):
+    model = copy.deepcopy(language_model[0]).to(dtype)
+    torch.manual_seed(0)
+    peft = get_peft_model(model, lora(4, 4)).train()
+    for name, weight in peft.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    ids = torch.randint(3, model.config.vocab_size, (4, 24))
+
+    def learned(uncast):
+        peft.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16), uncast_lora(peft, uncast):
+            logits = peft(input_ids=ids).logits.float()
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        return {n: p.grad.clone() for n, p in peft.named_parameters() if p.requires_grad}
+
+    before, after = learned(False), learned(True)
+    assert before and all(grad.abs().max() > 0 for grad in before.values())
+    for name, grad in before.items():
+        assert torch.equal(grad, after[name]), name
+    # Elsewhere the input is cast again.
+    assert all(
+        layer.cast_input_dtype_enabled for layer in peft.modules() if hasattr(layer, "lora_A")
+    )

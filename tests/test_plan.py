@@ -16,6 +16,7 @@ from recnb.cli import app, main
 from recnb.engine.cache import RaggedCache, feed
 from recnb.engine.losses import chosen_and_entropy, next_token_loss
 from recnb.engine.packed import next_logits_held
+from recnb.engine.shared import uncast_lora
 from recnb.instructions.synthesis import table8
 from recnb.plan import lines_of, plan
 from recnb.plan.hardware import A100_TFLOPS, GIB, stated, this_machine
@@ -127,7 +128,12 @@ def held_back(config, dtype, autocast, rank, checkpointing, samples, longest, an
 
     fast = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-    with hooks, fast, next_logits_held(model, ids, real, keep) as logits:
+    with (
+        hooks,
+        fast,
+        uncast_lora(model, autocast),
+        next_logits_held(model, ids, real, keep) as logits,
+    ):
         next_token_loss(logits, ids, keep.nonzero() + torch.tensor([0, 1]))
     return sum(size for _, size in kept.values())
 

@@ -22,7 +22,7 @@ from recnb import RecnbError, datasets
 from recnb.datasets.tabular import read_csv, shown
 from recnb.engine.losses import next_token_loss
 from recnb.engine.packed import next_logits, side_by_side
-from recnb.engine.shared import share
+from recnb.engine.shared import share, uncast_lora
 from recnb.text_safety import visible
 
 ALPACA = (
@@ -373,7 +373,8 @@ def _loss(model, codec, rows, train_on_inputs, autocast, counts):
     following = F.pad(real[:, 1:], (0, 1))
     keep = following if train_on_inputs else following & ~F.pad(real[:, 2:], (0, 2))
     places = keep.nonzero() + torch.tensor([0, 1], device=keep.device)
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast):
+    fast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast)
+    with fast, uncast_lora(model, autocast):
         logits = next_logits(model, ids, real, keep)
     return next_token_loss(logits, ids, places, counts=counts)
 

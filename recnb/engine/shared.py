@@ -11,6 +11,7 @@ from time import monotonic, time
 
 import torch
 from accelerate.utils import broadcast_object_list
+from peft.helpers import disable_input_dtype_casting
 from transformers import TrainerCallback
 
 from recnb import RecnbError
@@ -72,6 +73,14 @@ def recomputing(model, wanted):
     finally:
         if wanted:
             model.activation_checkpointing_disable()
+
+
+def uncast_lora(model, autocast):
+    """Within it, LoRA takes its input as it comes, not in its own float32: autocast makes bfloat16
+    of both. The numbers are the same bit for bit, without two copies of the input for each matrix.
+    Without autocast, as ever.
+    """
+    return disable_input_dtype_casting(model, active=autocast)
 
 
 class SharedBatch:

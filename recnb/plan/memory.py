@@ -46,8 +46,8 @@ class Numbers:
 
     @property
     def cast_inputs(self):
-        """An input is cast once for each product that it goes into: by autocast, or by LoRA."""
-        return self.autocast and (self.size == 4 or self.rank > 0)
+        """Autocast casts an input once for each product that it goes into."""
+        return self.autocast and self.size == 4
 
     @property
     def norm(self):

@@ -33,6 +33,7 @@ from recnb.engine.shared import (
     recomputing,
     refuse_uneven,
     share,
+    uncast_lora,
 )
 from recnb.lm.parsing import parse
 from recnb.lm.recommender import drafting, request_prompt
@@ -613,7 +614,8 @@ def train_ppo(
     )
     trainer.remove_callback(_printer())
     writing = rollouts(model, codec, knobs, compute)
-    with recomputing(model, compute.checkpointing), writing as trainer.rollouts:
+    computing = recomputing(model, compute.checkpointing), uncast_lora(peft, autocast)
+    with computing[0], computing[1], writing as trainer.rollouts:
         trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
     # Without the trainer's autocast.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
