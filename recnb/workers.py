@@ -7,11 +7,13 @@ reads the result as it reads one that an earlier start has finished. In an evalu
 answers and writes its share (``recnb.evaluation.together``).
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import psutil
@@ -165,6 +167,11 @@ def run(place):
     except RecnbError as error:
         (place / "failed").write_text(str(error), encoding="utf-8")
         raise SystemExit(1) from error
+    except Exception:
+        # The first one that fails: the others then miss it, and say so at more length.
+        with contextlib.suppress(FileExistsError), open(place / "failed", "x") as file:
+            file.write(f"a process of compute.processes failed:\n{traceback.format_exc()}")
+        raise
 
 
 if __name__ == "__main__":

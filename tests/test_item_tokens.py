@@ -418,7 +418,7 @@ def test_rl_goes_on_from_item_tokens(made, world, teacher, smoke, tmp_path):
     )
     few = {"prompts": 4, "samples": 2, "epochs": 1, "minibatches": 1, "checkpoints": 1, "steps": 2}
     knobs = smoke.ppo.model_copy(update=few)
-    train_ppo(model, codec, requests, teacher, world[0], knobs, 0, tmp_path, 25, autocast=False)
+    train_ppo(model, codec, requests, teacher, world[0], knobs, 0, tmp_path, 25, autocast=True)
     loaded, _ = load_adapted(made[1] / "base", [tmp_path / "actor"])
     for end in ("get_input_embeddings", "get_output_embeddings"):
         assert torch.equal(getattr(loaded, end)().weight, getattr(before, end)().weight)

@@ -266,6 +266,21 @@ def test_a_worker_that_fails_says_why(tmp_path):
     assert str(tmp_path / "gone") in (tmp_path / "failed").read_text()
 
 
+def test_a_worker_that_breaks_says_where_and_the_first_one_is_heard(tmp_path, monkeypatch):
+    def breaks(place):
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(workers, "main", breaks)
+    with pytest.raises(AttributeError):
+        workers.run(tmp_path)
+    first = (tmp_path / "failed").read_text()
+    assert "in breaks" in first and first.endswith("AttributeError: no such thing\n")
+    monkeypatch.setattr(workers, "main", lambda place: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        workers.run(tmp_path)
+    assert (tmp_path / "failed").read_text() == first
+
+
 ENDS = """
 import sys
 print("loading ...")

@@ -11,7 +11,7 @@ from time import monotonic, time
 
 import torch
 from accelerate.utils import broadcast_object_list
-from peft.helpers import disable_input_dtype_casting
+from peft.tuners.lora import LoraLayer
 from transformers import TrainerCallback
 
 from recnb import RecnbError
@@ -75,12 +75,21 @@ def recomputing(model, wanted):
             model.activation_checkpointing_disable()
 
 
+@contextmanager
 def uncast_lora(model, autocast):
     """Within it, LoRA takes its input as it comes, not in its own float32: autocast makes bfloat16
     of both. The numbers are the same bit for bit, without two copies of the input for each matrix.
     Without autocast, as ever.
     """
-    return disable_input_dtype_casting(model, active=autocast)
+    layers = [layer for layer in model.modules() if autocast and isinstance(layer, LoraLayer)]
+    before = [layer.cast_input_dtype_enabled for layer in layers]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer, cast in zip(layers, before, strict=True):
+            layer.cast_input_dtype_enabled = cast
 
 
 class SharedBatch:
