@@ -158,8 +158,8 @@ def _mask_cases():
 causal_mask = Exercise(
     stub=stubs.causal_mask,
     stage="02_teacher",
-    stars=1,
-    minutes=10,
+    stars=2,
+    minutes=15,
     hint="Three conditions: j <= i, j is real, or j == i. torch.tril and torch.eye make the first "
     "and the last; real[:, None, :] stretches the second over the rows.",
     kit=(sasrec.causal_mask,),

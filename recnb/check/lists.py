@@ -140,8 +140,8 @@ def _reward_words(arguments):
 item_reward = Exercise(
     stub=stubs.item_reward,
     stage="05_ppo",
-    stars=3,
-    minutes=40,
+    stars=2,
+    minutes=30,
     hint="First mark the legal items; then walk over them with two counters. Test the lines of "
     "Algorithm 1 in the order in which they stand, and keep k * share a Fraction.",
     kit=(rewards.score_list, rewards.legal_items, *list(WISHES.values())[1:]),
