@@ -12,9 +12,11 @@ from found import REFERENCE, ROWS, filled
 
 from recnb import evaluation
 from recnb.artifacts import read_manifest
+from recnb.evaluation.wordings import CHANGES
 from recnb.profile import root
 
 PAGE = "docs/study.md"
+STUDY = REFERENCE.with_name("study")
 PAIRS = REFERENCE.with_name("study-pairs")
 PLAIN = REFERENCE.with_name("study-plain")
 TRAINED = {
@@ -63,6 +65,7 @@ def studied():
     """``{mark: Markdown}`` of the page."""
     sections = {"two": _two(), "single": _single(), "rl": _gains(), "family": _family()}
     sections |= {"strict": _strict(), "reward": _rewards()}
+    sections |= {"heard": _heard(), "changed": _changed(), "lengths": _lengths()}
     return {mark: "\n".join(lines) + "\n" for mark, lines in sections.items()}
 
 
@@ -182,6 +185,52 @@ def _rewards():
             f"| {name} | {one['before']:.2f} | {one['after']:.2f} | "
             f"{one['filter, prompt only']:.2f} | {100 * gain / room:.0f} % |"
         )
+
+
+def wordings(system="full"):
+    """Rows of a system, one a wish, by the paper's metric."""
+    frame = pd.read_csv(STUDY / "tables" / "wording.csv").set_index("system").loc[system]
+    return frame[frame["metric"] != "Strict"]
+
+
+def _heard():
+    columns = ["metric", "without a wish", "trained wording", "paraphrases"]
+    columns += ["told from no wish", "taken for the opposite"]
+    head = ["wish", "", "no wish", "trained words", "22 others", "heard", "taken for the opposite"]
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
+    for row in wordings().to_dict("records"):
+        yield f"| {_wish(row)} | {' | '.join(str(row[name]) for name in columns)} |"
+
+
+def _changed():
+    yield f"| | no wish | trained words | {' | '.join(CHANGES)} |"
+    yield "|---" * (len(CHANGES) + 3) + "|"
+    for row in wordings().to_dict("records"):
+        names = ["without a wish", "trained wording", *CHANGES]
+        yield f"| {_wish(row)} ({row['metric']}) | {' | '.join(str(row[n]) for n in names)} |"
+
+
+def _wish(row):
+    return row["wish"].partition("(")[2].removesuffix(")")
+
+
+def lengths():
+    """``about 30 %`` of ``full`` by decoding and length of the list."""
+    frame = pd.read_csv(STUDY / "tables" / "exactness.csv")
+    frame = frame[(frame["system"] == "full") & (frame["task"] == "I2~30 by k")]
+    return frame.set_index(["decoding", "k", "metric"])["value"]
+
+
+def _lengths():
+    values = lengths()
+    ks = sorted(set(values.index.get_level_values("k")))
+    yield f"| `full`, lists of | {' | '.join(map(str, ks))} |"
+    yield "|---" * (len(ks) + 1) + "|"
+    for metric, words in {"Exact": "exact", "CPA": "within one title"}.items():
+        for decoding in ("free", "obey"):
+            cells = [f"{100 * values[decoding, k, metric]:.0f}" for k in ks]
+            yield f"| {words}, {decoding} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

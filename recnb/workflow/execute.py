@@ -33,8 +33,8 @@ OUTPUT_SECONDS = 600
 """And so long to hand over a cell's last output; four seconds, as it comes, end a busy machine's
 run."""
 KEPT_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "MALLOC_TOP_PAD_": str(256 << 20),
 }
 """Environment for a process that computes: glibc gives large blocks back to the system at once and
