@@ -204,7 +204,7 @@ def read_histories(model, codec, histories, catalog, chat, profile, folder, log,
         key: names the settings, for the checkpoints.
 
     Returns:
-        The logged rows.
+        The logged rows that have a loss.
     """
     knobs, rng = profile.base, np.random.default_rng([profile.seed, 106])
     kinds = rng.choice(list(MIX), size=knobs.steps * knobs.batch_size + HELD, p=list(MIX.values()))
@@ -235,7 +235,7 @@ def read_histories(model, codec, histories, catalog, chat, profile, folder, log,
         key,
         profile.compute,
     )
-    return logged
+    return [row for row in logged if "loss" in row]
 
 
 def pretrained_base(profile, folder, histories, catalog, chat, teacher, key, log):
