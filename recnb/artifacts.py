@@ -7,6 +7,7 @@ matches its files counts as done.
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -65,6 +66,13 @@ def write_json(path, value):
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(frame, path, decimals=None):
+    """Write a table atomically, without its index; ``decimals`` of its floats, None = all."""
+    with atomic_path(path) as temporary:
+        form = None if decimals is None else f"%.{decimals}f"
+        frame.to_csv(temporary, index=False, float_format=form)
 
 
 def _remove(path):
@@ -169,6 +177,12 @@ def same_knobs(profile, stage, run_folder, wanted_by=None):
     manifests = [read_manifest(Path(run_folder) / name, name) for name in _upto(stage)]
     if manifests[-1]["fingerprint"] != _digest([manifest["knobs"] for manifest in manifests]):
         return False
+    outputs = {manifest["stage"]: manifest["outputs"] for manifest in manifests}
+    for read in (manifest["inputs"] for manifest in manifests):
+        for name, content in read.items():
+            earlier, _, file = name.partition("/")
+            if outputs[earlier].get(file) != content:
+                return False  # made from what an earlier stage had before it was run again
     defaults, student = Profile(name="defaults"), student_of(wanted_by or run_folder)
     for name, manifest in zip(_upto(stage), manifests, strict=True):
         knobs = defaults.stage_knobs(name)
@@ -247,6 +261,7 @@ class Stage(Reader):
         self.folder = self.run_folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "manifest.json").unlink(missing_ok=True)
+        _own(self.folder)
         self.student = student_of(self.run_folder)
         self.started, self.earlier = time.time(), self._earlier_seconds()
         self.warnings = []
@@ -351,11 +366,21 @@ class Stage(Reader):
             "number_format": machine.recorded(self.profile.model),
             "compute": self.profile.compute.model_dump(mode="json"),
             "inputs": self.inputs,
+            "own files": own_files(self.profile, self.name),
             "outputs": outputs,
         }
         write_json(self.folder / "manifest.json", manifest)
         (self.folder / ".clock.json").unlink(missing_ok=True)
         return manifest
+
+
+def _own(folder):
+    """Turn what is shared with other runs (``several.share`` links files) into copies: a notebook
+    writes its files in place, and theirs must stay."""
+    for path in list(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink() and path.stat().st_nlink > 1:
+            with atomic_path(path) as temporary:
+                shutil.copy2(path, temporary)
 
 
 def _scratch(relative):
@@ -434,18 +459,54 @@ def read_manifest(folder, stage):
         raise RecnbError(f"{path} is damaged ({error}): run notebook {stage} again") from error
 
 
+OWN_FILES = {
+    "01_data": [("data", "path", ("items.*", "interactions.*"))],
+    "04_sft": [("model", "name", ("**/*",))],
+    "08_tallrec": [("tallrec", "json_folder", ("*.json",)), ("tallrec", "book", ("*",))],
+    "09_general_ability": [("general_ability", "data", ("**/*",))],
+}
+"""Knobs that name a folder of the user's, by the stage that reads it, and which files it reads."""
+
+
+def own_files(profile, stage):
+    """Content of the user's own files that a stage reads: ``{"section.key/file": sha256}``."""
+    found = {}
+    for section, key, patterns in OWN_FILES.get(stage, []):
+        folder = Path(getattr(getattr(profile, section), key) or "")
+        if folder.parts and folder.is_dir():
+            paths = {path for pattern in patterns for path in folder.glob(pattern)}
+            for path in sorted(paths):
+                name = path.relative_to(folder)
+                if path.is_file() and not any(part.startswith(".") for part in name.parts):
+                    about = path.stat()
+                    content = _content(path, about.st_size, about.st_mtime_ns)
+                    found[f"{section}.{key}/{name.as_posix()}"] = content
+    return found
+
+
+@functools.cache
+def _content(path, size, changed):
+    return sha256(path)
+
+
 def is_done(profile, stage, run_folder, wanted_by=None):
     """True if the stage was made with these knobs and every output is on disk, unchanged.
+
+    So must be the user's own files that it was made from, unless their folder is gone.
 
     Args:
         wanted_by: folder of the run whose student's functions count, if it is another one.
     """
     folder = Path(run_folder) / stage
     try:
-        outputs = read_manifest(folder, stage)["outputs"].items()
+        manifest = read_manifest(folder, stage)
+        outputs = manifest["outputs"].items()
         if not same_knobs(profile, stage, run_folder, wanted_by):
             return False
     except RecnbError:
+        return False
+    made, there = manifest.get("own files"), own_files(profile, stage)
+    if made and there and made != there:
         return False
     return all((folder / n).is_file() and sha256(folder / n) == h for n, h in outputs)
 
@@ -484,7 +545,7 @@ def frozen(profile):
         theirs = load(path)
     except RecnbError as error:  # edited while the run went on
         return found | {"changed": f"cannot be read: {error}"}
-    changed = {}
+    changed = {} if theirs.seed == profile.seed else {"seed": profile.seed}
     for section in sorted({name for names in SECTIONS.values() for name in names}):
         own = getattr(theirs, section).model_dump(mode="json")
         for knob, value in getattr(profile, section).model_dump(mode="json").items():

@@ -8,14 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from recnb import RecnbError, profile, sources
-from recnb.artifacts import (
-    atomic_path,
-    existing_run,
-    is_done,
-    read_manifest,
-    run_folder,
-    runs_folder,
-)
+from recnb.artifacts import existing_run, is_done, read_manifest, run_folder, runs_folder, write_csv
 from recnb.text_safety import visible
 
 app = typer.Typer(
@@ -223,7 +216,7 @@ def tune(
 
     frame = run_trials(name, overrides(set_), overrides(try_, "--try"))
     print(visible(overview(frame, system).to_markdown(index=False, floatfmt=".4f")))
-    print(runs_folder() / f"{name}-tune.csv")
+    print(visible(runs_folder() / f"{profile.load(name).name}-tune.csv"))
 
 
 @app.command("check-data")
@@ -455,8 +448,7 @@ def compare(
     print(f"{alike.sum()} more comparisons are the same for every user")
     name = f"{first}-against-{second}"
     target = runs_folder() / f"{name}.csv"
-    with atomic_path(target) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6f")
+    write_csv(table, target, 6)
     print(visible(target))
     if not alike.all():
         plots.save(plots.differences(table[~alike], f"{first} - {second}"), runs_folder(), name)

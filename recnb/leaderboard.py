@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from recnb import RecnbError, text_safety
-from recnb.artifacts import atomic_path
+from recnb.artifacts import atomic_path, write_csv
 from recnb.evaluation.metrics import bootstrap_interval, on_grid
 from recnb.evaluation.primary import WISHES
 from recnb.evaluation.protocol import values_of_texts
@@ -169,8 +169,7 @@ def write_leaderboard(board, folder):
     numbers = numbers.rename_axis("system").reset_index()
     for name, frame in (("leaderboard", numbers), ("pairs", board.pairs)):
         frame = frame.map(lambda cell: text_safety.spreadsheet(cell) if type(cell) is str else cell)
-        with atomic_path(folder / f"{name}.csv") as temporary:
-            frame.to_csv(temporary, index=False, float_format="%.6f")
+        write_csv(frame, folder / f"{name}.csv", 6)
     with atomic_path(folder / "leaderboard.md") as temporary:
         temporary.write_text(_markdown(board), encoding="utf-8")
     with atomic_path(folder / "leaderboard.html") as temporary:

@@ -115,9 +115,9 @@ class Instructions(Section):
     search: int = Field(0, ge=0)
     """I3 samples; 0 = one an item."""
     asides: float = Field(0.0, ge=0, le=1)
-    """Share of the samples with a wish that also hold what changes nothing: a remark about another
-    category, or a wish about what is no category. Which words belong to which category must then be
-    learned (paper: none)."""
+    """Share of the samples with a wish, search (I3) left out, that also hold what changes nothing:
+    a remark about another category, or a wish about what is no category. Which words belong to
+    which category must then be learned (paper: none)."""
     pairs: int = Field(0, ge=0)
     """Samples with two wishes at once (paper: none)."""
     pair_kinds: list[Pair] = ["I1+&I1-", "I2<=&I1-", "I1+&I1+", "I2~&I1-", "I2>=&I2<="]
@@ -389,11 +389,11 @@ class Cases(Section):
 
 
 class Tallrec(Section):
-    shots: list[int] = [16, 64, 256]
+    shots: list[Annotated[int, Field(ge=1)]] = [16, 64, 256]
     """How many examples the model is tuned on (paper: 16, 64, 256)."""
     in_context: int = Field(4, ge=0)
     """Solved examples in the prompt of the untuned model, as one more row; 0 = not asked."""
-    seeds: list[int] = [0, 1, 2]
+    seeds: list[Annotated[int, Field(ge=0)]] = [0, 1, 2]
     """One draw of the examples each; the table shows mean and standard deviation."""
     held: int = Field(1000, ge=10)
     """At most so many validation and so many test examples, drawn at random (paper: all, which is
@@ -543,6 +543,11 @@ class Profile(Section):
             raise ValueError(
                 "evaluation.decoding must contain free: "
                 "the summary compares the systems' free answers"
+            )
+        if self.instructions.fidelity == "released" and self.instructions.pairs:
+            raise ValueError(
+                "instructions.pairs: the authors' code makes no sample of two wishes: set "
+                "instructions.fidelity to paper"
             )
         if mini and base.teacher_embeddings and self.teacher.width > self.model.width:
             raise ValueError(

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from recnb import RecnbError, workers
@@ -276,7 +277,7 @@ def train_sft(
         compute=compute,
         optimizers=(optimizer, None),
     )
-    trainer.remove_callback(_printer())
+    trainer.remove_callback(PrinterCallback)
     if compute.strategy == "fsdp2":
         trainer.spread()
     with recomputing(model, compute.checkpointing), uncast_lora(trainer.model, autocast):
@@ -324,12 +325,6 @@ def finished(folder, key):
         return json.loads((Path(folder) / FINISHED).read_text())["key"] == key
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-
-
-def _printer():
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
 
 
 def lora(rank, alpha, embeddings=False, rows=None, layers=None):

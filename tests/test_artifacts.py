@@ -1,14 +1,15 @@
 import hashlib
 import json
 import re
+import shutil
 import time
 
 import pytest
 import torch
 
 from recnb import progress
-from recnb.artifacts import Stage, is_done
-from recnb.profile import STAGES, root
+from recnb.artifacts import Stage, is_done, same_knobs
+from recnb.profile import STAGES, load, root
 
 
 def test_wall_time_counts_starts_that_were_stopped(smoke, tmp_path):
@@ -101,6 +102,43 @@ def test_the_manifest_names_the_profile_file_and_what_the_run_changed(smoke, tmp
     other = smoke.model_copy(
         update={"data": smoke.data.model_copy(update={"k_core": 4}), "seed": 3}
     )
-    assert Stage("01_data", other, tmp_path).finish()["profile"]["changed"] == {"data.k_core": 4}
+    assert Stage("01_data", other, tmp_path).finish()["profile"]["changed"] == {
+        "seed": 3,
+        "data.k_core": 4,
+    }
     mine = smoke.model_copy(update={"name": "mine"})
     assert Stage("01_data", mine, tmp_path).finish()["profile"] is None, "no such file here"
+
+
+def test_a_stage_counts_only_with_what_it_read_of_the_stages_before(smoke, tmp_path):
+    def made(name, text):
+        stage = Stage(name, smoke, tmp_path)
+        if name == "02_teacher":
+            stage.input("01_data", "result")
+        (stage.folder / "result").write_text(text)
+        stage.finish()
+
+    made("01_data", "films")
+    made("02_teacher", "weights")
+    assert is_done(smoke, "02_teacher", tmp_path)
+    made("01_data", "films")
+    assert is_done(smoke, "02_teacher", tmp_path), "made again, and the same"
+    made("01_data", "other films")
+    assert is_done(smoke, "01_data", tmp_path) and not same_knobs(smoke, "02_teacher", tmp_path)
+    assert not is_done(smoke, "02_teacher", tmp_path)
+
+
+def test_a_stage_counts_only_with_the_users_own_files_that_it_was_made_from(tmp_path):
+    tables, run = tmp_path / "tables", tmp_path / "run"
+    tables.mkdir()
+    (tables / "items.csv").write_text("item,title,categories")
+    (tables / "notes.txt").write_text("not read")
+    profile = load("smoke", {"data.dataset": "tabular", "data.path": str(tables)})
+    manifest = Stage("01_data", profile, run).finish()
+    assert list(manifest["own files"]) == ["data.path/items.csv"]
+    (tables / "notes.txt").write_text("not read either")
+    assert is_done(profile, "01_data", run)
+    (tables / "items.csv").write_text("item,title,categories,price")
+    assert not is_done(profile, "01_data", run)
+    shutil.rmtree(tables)
+    assert is_done(profile, "01_data", run), "what was made stays readable without them"

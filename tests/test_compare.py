@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from recnb import RecnbError
-from recnb.artifacts import sha256
+from recnb.artifacts import _digest, sha256
 from recnb.evaluation.compare import compare_runs
-from recnb.profile import root
+from recnb.profile import STAGES, root
 
 REFERENCE = root() / "papermill_runs" / "reference" / "laptop"
 
@@ -59,6 +59,25 @@ def test_other_requests_are_left_out(tmp_path):
     found, left_out = compare_runs(REFERENCE, other, ["full"])
     free = found[found["a"] == "full-free (laptop)"]
     assert left_out == ["I1-"] and "I1-" not in set(free["task"]) and "I1+" in set(free["task"])
+
+
+def test_the_other_runs_numbers_are_made_with_its_own_settings(tmp_path):
+    """Validation targets in one run and test targets in the other are other requests."""
+    other = changed(tmp_path / "other", lambda folder: None)
+    settings = other / "profile.yaml"
+    text = settings.read_text()
+    assert "split: test" in text
+    settings.write_text(text.replace("split: test", "split: validation"))
+    path = other / "06_evaluation" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["knobs"]["evaluation"]["split"] = "validation"
+    made = [
+        json.loads((other / stage / "manifest.json").read_text())["knobs"] for stage in STAGES[:5]
+    ]
+    manifest["fingerprint"] = _digest([*made, manifest["knobs"]])
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RecnbError, match="share no requests"):
+        compare_runs(REFERENCE, other, ["full"])
 
 
 def test_nothing_to_compare_is_said(tmp_path):

@@ -618,6 +618,7 @@ needs = {
         ("the command line", "import os; return open(f'/proc/{os.getppid()}/cmdline').read()"),
         ("a forged result", "return open('PLACE/grades.csv', 'w').write('me,99')"),
         ("a deleted file", "import os; os.remove('PLACE/mine'); return 0"),
+        ("a shortened file", "import os; os.truncate('PLACE/mine', 0); return 0"),
         ("a listing", "import os; return os.listdir('PLACE')"),
     ],
     "network": [("a socket", "import socket; return socket.socket()")],

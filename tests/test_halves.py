@@ -82,3 +82,10 @@ def test_two_wishes_of_one_kind_are_told_apart_and_the_words_fit_the_numbers():
         "full, I1+&I1-, exclude: 50 % of the list unsaid, 0 % said alone, 100 % beside the other "
         "wish: turned round.",
     ]
+
+
+def test_what_is_kept_is_a_matter_of_those_who_were_asked_for_the_half_alone():
+    others = [("I0", 1, NoControl(), A), pair(B, user=1)]  # nobody asked user 1 for one half
+    found = halves(answers([*ALONE, pair(A), *others]), WORLD).set_index("half")
+    assert found["n"].tolist() == [2, 2] and found.loc["include", "both"] == 0.5
+    assert found["kept"].to_dict() == {"include": 1, "exclude": 1}

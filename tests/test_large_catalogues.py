@@ -77,7 +77,8 @@ def test_users_ranked_in_blocks_have_the_places_of_a_whole_table(world, systems,
         for user, scores in enumerate(system.scores(seen)):
             target = histories.target(user, split)
             rivals = set(range(1, len(catalog) + 1)) - {target, *seen[user].tolist()}
-            places.append(sum(scores[item] > scores[target] for item in rivals))
+            ahead = [(-scores[item], item) < (-scores[target], target) for item in rivals]
+            places.append(sum(ahead))  # of equal scores the smaller id is first
         found = leave_one_out(system.scores, histories, split, len(catalog), cutoffs=(1, 10))
         assert found["HR@10"].tolist() == [place < 10 for place in places], name
         gains = [1 / np.log2(place + 2) * (place < 10) for place in places]

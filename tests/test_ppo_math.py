@@ -33,6 +33,12 @@ def test_place_rewards():
     assert ppo_math.place_rewards(5, [1, 3], [0.5, -1.0], 2.0, 4).tolist() == [0, 0.5, 0, -1, 2]
     assert ppo_math.place_rewards(3, [2], [0.5], 2.0, 2).tolist() == [0, 0, 2.5]
 
+    class OnAGpu:
+        def __float__(self):
+            return 2.0
+
+    assert ppo_math.place_rewards(3, [], [], OnAGpu(), 2).tolist() == [0, 0, 2]
+
 
 def random_case(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -41,6 +41,7 @@ def test_over_seeds():
         ([0.09, 0.001, 0.001], [0.01, 0.01, 0.01], False),  # the runs differ by more than it
         ([0.03], [0.001], False),  # one seed says nothing of seeds
         ([0.03, np.nan], [0.001, np.nan], False),
+        ([np.nan, np.nan], [np.nan, np.nan], False),  # no run has the system
     ],
 )
 def test_effects_over_seeds(effects, p, real):
@@ -52,6 +53,9 @@ def test_effects_over_seeds(effects, p, real):
     row = effects_over_seeds(frames).iloc[0]
     known = [effect for effect in effects if effect == effect]
     assert row["real"] == real and row["runs"] == len(known)
+    if not known:
+        assert verdict(row.rename({"mean": "difference"})) == "not computed"
+        return
     assert row["mean"] == pytest.approx(np.mean(known))
     assert len(known) == 1 or row["sd"] == pytest.approx(np.std(known, ddof=1))
     said = verdict(row.rename({"mean": "difference"}))

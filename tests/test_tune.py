@@ -6,7 +6,7 @@ import pytest
 
 from recnb import RecnbError
 from recnb.artifacts import Stage, is_done, runs_folder
-from recnb.profile import load, root, save
+from recnb.profile import STAGES, load, root, save
 from recnb.workflow import tune as tuning
 from recnb.workflow.several import planned, share
 from recnb.workflow.tune import overview, trials, tune
@@ -61,6 +61,33 @@ def test_stages_of_the_same_knobs_are_shared(runs):
     assert not (runs / "other" / "03_instructions").exists()
     (runs / "smoke" / "02_teacher" / "result.txt").unlink()
     assert is_done(other, "02_teacher", runs / "other"), "it does not hang on the other run"
+    theirs = load("smoke", {"data.k_core": 4})
+    stage = Stage("01_data", theirs, runs / "other")
+    with open(stage.folder / "result.txt", "w") as file:  # in place, as notebooks write
+        file.write("other films")
+    stage.finish()
+    assert is_done(theirs, "01_data", runs / "other")
+    assert is_done(first, "01_data", runs / "smoke"), "nor does the other run hang on it"
+
+
+def test_tables_go_with_the_answers_that_they_are_made_from(runs):
+    first = load("smoke")
+    finished(runs / "smoke", first, STAGES[:6])
+    (runs / "other" / "tables").mkdir(parents=True)
+    (runs / "other" / "tables" / "metrics.csv").write_text("of other answers")
+    share(first, runs / "other")
+    assert is_done(first, "06_evaluation", runs / "other")
+    assert not (runs / "other" / "tables").exists()
+
+
+def test_folders_of_the_command_line_are_the_same_from_anywhere(runs, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    own = {"data.dataset": "tabular", "data.path": "mine", "tallrec.json_folder": "mine"}
+    [(_, _, _, one)] = planned("smoke", own, "a")
+    assert (one.data.path, one.tallrec.json_folder) == (str(tmp_path / "mine"),) * 2
+    [(_, trial)] = trials("smoke", own, {"ppo.steps": [1]})
+    assert trial.data.path == str(tmp_path / "mine")
 
 
 def test_trials_are_run_compared_and_kept(runs, monkeypatch):
@@ -81,6 +108,16 @@ def test_trials_are_run_compared_and_kept(runs, monkeypatch):
     assert table["ppo.steps"].tolist() == ["1", "2"] and table["I0 HR@10"].tolist() == [0.1, 0.2]
     kept = pd.read_csv(runs_folder() / "smoke-tune.csv")
     assert kept["value"].tolist() == [0.1, 0.2] and kept["run"].nunique() == 2
+
+
+def test_a_profile_may_be_named_by_its_path(runs, tmp_path, monkeypatch):
+    path = tmp_path / "own.yaml"
+    smoke = root() / "papermill_runs" / "profiles" / "smoke.yaml"
+    path.write_text(smoke.read_text().replace("name: smoke", "name: own"))
+    monkeypatch.setattr("recnb.workflow.tune.run_profile", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tune(str(path), {}, {"ppo.steps": [1]})
+    assert not [name for name in runs.iterdir() if "yaml" in name.name]
 
 
 def test_seeds_and_variants_are_runs_of_their_own():

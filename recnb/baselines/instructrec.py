@@ -6,10 +6,13 @@ intention (a category of the title to come). None of them excludes anything or n
 Backbone: the profile's model, where the paper takes Flan-T5-XL.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from recnb.controls import Include, NoControl
+from recnb.engine.cache import token_bytes
 from recnb.engine.decoding import beam_search
 from recnb.instructions.templates import numbered, render
 from recnb.lm.loading import at_hand
@@ -68,18 +71,19 @@ class InstructRec:
     Args:
         model, codec: the tuned model; or in its place a function that opens it.
         batch_size: beams decoded together; a request has k.
+        cache_bytes: most memory for their keys and values; 0 = no limit.
     """
 
-    def __init__(self, model, codec, catalog, batch_size, seed):
+    def __init__(self, model, codec, catalog, batch_size, seed, cache_bytes=0):
         self.model, self.codec, self.catalog = model, codec, catalog
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.cache_bytes = batch_size, seed, cache_bytes
         lines = [f"1. {title}" for title in catalog.titles[1:]]
         tokens = codec.tokenizer(lines, add_special_tokens=False)["input_ids"]
         self.room = max(map(len, tokens)) + len(codec.ending)
 
     def prompts(self, requests):
         """Token ids of each prompt, which asks for one title."""
-        one = [type(r)(r.user, r.history, r.seen, r.control, 1, r.target) for r in requests]
+        one = [replace(request, k=1) for request in requests]
         return [self.codec.prompt(request_prompt(r, self.catalog, self.seed)) for r in one]
 
     def blocks(self, requests, prompts, ways=1):
@@ -98,8 +102,10 @@ class InstructRec:
         prompts, done = self.prompts(requests), 0
         answers, model = [None] * len(requests), at_hand(self.model)
         for rows in self.blocks(requests, prompts):
-            k = requests[rows[0]].k
-            groups = beam_search(model, self.codec, [prompts[i] for i in rows], k, self.room)
+            k, groups = requests[rows[0]].k, []
+            for fitting in self._fitting(rows, k, prompts, model):
+                asked = [prompts[i] for i in fitting]
+                groups += beam_search(model, self.codec, asked, k, self.room)
             for i, beams in zip(rows, groups, strict=True):
                 titles = [self._title(self.codec.decode(tokens)) for tokens in beams]
                 text = "\n".join(f"{n}. {title}" for n, title in enumerate(titles, start=1))
@@ -107,6 +113,14 @@ class InstructRec:
             done += len(rows)
             progress(done, len(requests))
         return answers
+
+    def _fitting(self, rows, k, prompts, model):
+        """Rows of a block whose beams' keys and values fit into ``cache_bytes``, one at least."""
+        size = len(rows)
+        if self.cache_bytes:
+            longest = max(len(prompts[i]) for i in rows) + self.room
+            size = max(1, self.cache_bytes // (k * longest * token_bytes(model)))
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _title(self, text):
         found = parse(text, self.catalog).titles

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 
 from recnb import RecnbError, text_safety
-from recnb.artifacts import atomic_path
+from recnb.artifacts import atomic_path, write_csv
 from recnb.check.compare import Unfit, difference, same
 from recnb.course.runner import PATIENCE
 from recnb.course.tasks import TASKS, cases
@@ -235,6 +235,8 @@ def compare(task, drawn, reply):
             got = value if task.read else exercise.read(value, copy.deepcopy(arguments))
         except Unfit as error:
             return f"{exercise.words(arguments)}: {error}"
+        except (ArithmeticError, TypeError, ValueError, RecursionError):  # no student's function
+            return f"{exercise.words(arguments)}: what it sent back cannot be read"
         expected = exercise.reference(**copy.deepcopy(arguments))
         if not isinstance(got, list) or len(got) != len(expected):
             return f"{exercise.words(arguments)}: what it sent back cannot be read"
@@ -362,8 +364,7 @@ def write_grades(grades, folder, seed, held):
     wide = _wide(grades)
     long = grades[["student", "exercise", "function", "points", "of", "message"]]
     for name, frame in (("grades", wide), ("messages", long)):
-        with atomic_path(folder / f"{name}.csv") as temporary:
-            frame.map(text_safety.spreadsheet).to_csv(temporary, index=False)
+        write_csv(frame.map(text_safety.spreadsheet), folder / f"{name}.csv")
     about = _about(grades, seed, held)
     safe = text_safety.markdown
     parts = ["# Grades", about, _table(wide, safe).to_markdown(index=False, disable_numparse=True)]

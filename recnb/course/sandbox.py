@@ -54,7 +54,8 @@ DENIED = {
     "keyctl": (250, 219),
     "setrlimit": (160, 164),
     "setpriority": (141, 140),
-    # Landlock does not hold these back: rights and times of files
+    # Landlock does not hold these back: rights and times of files; lengths before Linux 6.2
+    "truncate": (76, 45),
     "chmod": (90, None),
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
@@ -70,6 +71,9 @@ DENIED = {
     "setxattr": (188, 5),
     "lsetxattr": (189, 6),
     "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
 }
 CLONE, CLONE3, PRLIMIT = (56, 220), (435, 435), (302, 261)
 

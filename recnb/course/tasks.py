@@ -376,8 +376,8 @@ def _worse(value, arguments):
         raise Unfit(f"got {shown(p)}: {n} probabilities above 0 that sum to 1 are wanted")
     if token not in range(n):
         raise Unfit(f"got token {shown(token)}: a place from 0 to {n - 1} is wanted")
-    perplexity = float(1 / p[int(token)])
-    if not perplexity > arguments["bound"]:
+    if not arguments["bound"] * p[int(token)] < 1:
+        perplexity = float(1 / p[int(token)])
         raise Unfit(f"the perplexity is {perplexity:.2f}, not above {arguments['bound']}")
     return [True]
 

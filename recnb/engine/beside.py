@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 
 class Beside(torch.nn.Linear):
-    """A frozen linear layer with a frozen update: W x + scale B A x, the update in float32.
+    """A frozen linear layer with a frozen update: W x + scale B A x, the update in float32 (under
+    autocast its products are bfloat16, as the layer's own).
 
     It is a linear layer for all who look at it, so that further adapters can be put on it.
 

@@ -74,7 +74,9 @@ class RaggedCache:
 
     def write(self, layer, key, value):
         """Store new states [H, T, d]; return all so far of these rows [R, H, end, d], as views."""
-        found = []
+        found, device = [], key.device.type
+        if torch.is_autocast_enabled(device):  # the product that they go into would cast them
+            key, value = (x.to(torch.get_autocast_dtype(device)) for x in (key, value))
         for states, new in ((self.keys, key), (self.values, value)):
             if states[layer] is None or states[layer].shape[2] < self.end:
                 states[layer] = self._grown(states[layer], new)

@@ -1,7 +1,5 @@
 """Two runs side by side: what a change did, on the same requests, with paired tests."""
 
-import json
-
 import pandas as pd
 
 from recnb import RecnbError
@@ -30,7 +28,7 @@ def compare_runs(folder, other, systems=("v2", "full"), decodings=("free",)):
         RecnbError: nothing can be compared.
     """
     profile, catalog, histories, answers = open_run(folder)
-    _, other_catalog, other_histories, other_answers = open_run(other)
+    other_profile, other_catalog, other_histories, other_answers = open_run(other)
     if catalog.titles != other_catalog.titles:
         raise RecnbError(
             f"{folder} and {other} have different catalogues ({len(catalog)} and "
@@ -42,7 +40,8 @@ def compare_runs(folder, other, systems=("v2", "full"), decodings=("free",)):
             if not (path.is_file() and (other_answers / path.name).is_file()):
                 continue
             mine = _values(path, catalog, histories, profile)
-            theirs = _values(other_answers / path.name, catalog, other_histories, profile)
+            given = catalog, other_histories, other_profile
+            theirs = _values(other_answers / path.name, *given)
             name = path.stem
             for table, kinds in LAYOUT.items():
                 for task, metric in kinds:
@@ -61,12 +60,9 @@ def compare_runs(folder, other, systems=("v2", "full"), decodings=("free",)):
 
 
 def _values(path, catalog, histories, profile):
-    """What was asked, ``{task: {(user, k, control)}}``, and each user's metrics, wide."""
+    """What was asked, ``{task: [Request]}`` by user, and each user's metrics, wide."""
     stored = pd.read_parquet(path)
-    asked = {}
-    for row in stored.itertuples():
-        control = json.dumps(json.loads(row.control), sort_keys=True)
-        asked.setdefault(row.task, set()).add((row.user, row.k, control))
     requests = stored_requests(stored, histories, profile.data, profile.evaluation.split)
     values = per_user(stored, requests, catalog)
+    asked = {task: sorted(of, key=lambda request: request.user) for task, of in requests.items()}
     return asked, values.pivot(index="user", columns=["task", "metric"], values="value")

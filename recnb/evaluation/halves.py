@@ -61,8 +61,13 @@ def halves(stored, catalog):
     frame = pd.DataFrame(found, columns=columns)
     groups = frame.groupby(["task", "place", "half"], sort=False)
     means = groups[["unsaid", "alone", "both"]].mean().assign(n=groups.size()).reset_index()
-    moved = means["alone"] - means["unsaid"]
-    kept = (means["both"] - means["unsaid"]) / moved
+    # Of those users alone who were asked for the half alone, too.
+    paired = frame.dropna(subset="alone").groupby(["task", "place", "half"], sort=False)
+    paired = means[["task", "place", "half"]].merge(
+        paired[["unsaid", "alone", "both"]].mean().reset_index(), how="left"
+    )
+    moved = paired["alone"] - paired["unsaid"]
+    kept = (paired["both"] - paired["unsaid"]) / moved
     means["kept"] = kept.where(moved.abs() >= LEAST)
     return means[[column for column in COLUMNS if column in means]]
 

@@ -8,6 +8,7 @@ other differences (``differences.csv``) are exploratory: ideas for a next run, n
 import numpy as np
 import pandas as pd
 
+from recnb.artifacts import write_csv
 from recnb.evaluation.statistics import holm, tested
 from recnb.evaluation.tables import percent, write_frame
 
@@ -215,7 +216,7 @@ def verdicts(frame, column="verdict", whose=""):
 def write_primary(frame, folder):
     """Write the family as text in four formats; ``primary.csv`` holds the numbers themselves."""
     write_frame(readable(frame), folder, "primary")
-    frame.to_csv(folder / "primary.csv", index=False, float_format="%.6f")
+    write_csv(frame, folder / "primary.csv", 6)
 
 
 def in_family(differences):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from recnb import RecnbError
 from recnb import profile as profiles
-from recnb.artifacts import atomic_path, existing_run, read_manifest
+from recnb.artifacts import atomic_path, existing_run, read_manifest, sha256
 from recnb.evaluation.primary import p_text, percent
 
 FOLDER, ABOUT = "seeds", "runs.json"
@@ -97,6 +97,7 @@ def write_summary(runs):
     )
     manifest = read_manifest(folders[0] / "06_evaluation", "06_evaluation")
     about = {"runs": list(runs), "seeds": seeds, "fingerprint": manifest["fingerprint"]}
+    about["metrics"] = [sha256(folder / "tables" / "metrics.csv") for folder in folders]
     with atomic_path(folders[0] / FOLDER) as temporary:
         temporary.mkdir()
         for name, table in zip(frames, tables, strict=True):
@@ -115,7 +116,7 @@ def read_summary(folder):
         ``(seeds, metrics, effects)``: the runs' seeds; every number, its mean as ``value``, so that
         whatever reads a run's ``metrics.csv`` reads it; the effects of the fixed family, likewise
         with their means as ``difference`` and with a ``verdict``. Or None: there is no summary, or
-        it was made before the run's evaluation was.
+        it was made before the evaluation of one of the runs was.
     """
     path = folder / FOLDER / ABOUT
     if not path.is_file():
@@ -124,6 +125,10 @@ def read_summary(folder):
     manifest = read_manifest(folder / "06_evaluation", "06_evaluation")
     if about["fingerprint"] != manifest["fingerprint"]:
         return None
+    for name, content in zip(about["runs"], about.get("metrics", []), strict=False):
+        table = folder.with_name(name) / "tables" / "metrics.csv"
+        if table.is_file() and sha256(table) != content:
+            return None
     metrics, effects = (pd.read_csv(path.with_name(f"{n}.csv")) for n in ("metrics", "primary"))
     effects = effects.rename(columns={"mean": "difference"})
     effects["verdict"] = [verdict(row) for row in effects.itertuples()]
@@ -132,6 +137,8 @@ def read_summary(folder):
 
 def verdict(row):
     """What may be said of one effect of the fixed family."""
+    if not row.runs:
+        return "not computed"
     if not row.real:
         return "not shown"
     as_expected = (row.difference > 0) == (row.expected == "+")

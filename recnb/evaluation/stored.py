@@ -7,7 +7,7 @@ import pandas as pd
 
 from recnb import RecnbError
 from recnb import profile as profiles
-from recnb.artifacts import Reader, atomic_path, is_done, read_manifest, same_knobs
+from recnb.artifacts import Reader, is_done, read_manifest, same_knobs, write_csv
 from recnb.catalog import Catalog
 from recnb.datasets.tabular import read_csv, shown
 from recnb.evaluation import halves
@@ -79,7 +79,7 @@ def write_results(answers, histories, catalog, profile, not_run, tables):
     made = write_tables(metrics, tables)
     differences = comparisons(users, knobs.bootstrap, seed)
     differences = differences.assign(family=in_family(differences))
-    differences.to_csv(tables / "differences.csv", index=False, float_format="%.6f")
+    write_csv(differences, tables / "differences.csv", 6)
     made["primary"] = primary(users, knobs.bootstrap, seed)
     write_primary(made["primary"], tables)
     # all systems were asked the same (evaluate_stored): one file names every k
@@ -91,7 +91,7 @@ def write_results(answers, histories, catalog, profile, not_run, tables):
     made["exactness"] = pd.concat(parts, ignore_index=True)
     write_frame(form(metrics), tables, "form")
     write_frame(exactness(made["exactness"], not_run), tables, "exactness")
-    made["exactness"].to_csv(tables / "exactness.csv", index=False, float_format="%.6f")
+    write_csv(made["exactness"], tables / "exactness.csv", 6)
     made["halves"] = halves.all_halves(answers, catalog)
     write_frame(halves.readable(made["halves"]), tables, "halves")
     return metrics, users, made
@@ -147,8 +147,7 @@ def write_requests(run_folder, file):
     rows = []
     for task, asked in requests.items():
         rows += [(task, r.user, request_prompt(r, catalog, profile.seed)) for r in asked]
-    with atomic_path(file) as temporary:
-        pd.DataFrame(rows, columns=["task", "user", "prompt"]).to_csv(temporary, index=False)
+    write_csv(pd.DataFrame(rows, columns=["task", "user", "prompt"]), file)
     return len(rows)
 
 
@@ -182,6 +181,5 @@ def score_file(file, run_folder, name):
     except RecnbError as error:
         raise RecnbError(f"{file}: {error}") from None
     target = Path(file).with_suffix(".metrics.csv")
-    with atomic_path(target) as temporary:
-        metrics.to_csv(temporary, index=False, float_format="%.6f")
+    write_csv(metrics, target, 6)
     return metrics, target

@@ -7,7 +7,7 @@ import pandas as pd
 import yaml
 
 from recnb import text_safety
-from recnb.artifacts import atomic_path
+from recnb.artifacts import atomic_path, write_csv
 
 CONTROLLED = [  # each with Strict behind its own metrics
     ("I1+&I1-", ["TC1¬2P"]),
@@ -182,7 +182,7 @@ def write_tables(metrics, folder):
         ``{name: DataFrame}``, the tables without marks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    metrics.to_csv(folder / "metrics.csv", index=False, float_format="%.6f")
+    write_csv(metrics, folder / "metrics.csv", 6)
     tables = {name: layout(metrics, name) for name in LAYOUT}
     for name, table in tables.items():
         marked = {language: layout(metrics, name, language) for language in MARKS}
@@ -200,7 +200,7 @@ def write_frame(frame, folder, name):
 
 
 def _write(frame, folder, name, texts):
-    frame.map(text_safety.spreadsheet).to_csv(folder / f"{name}.csv", index=False)
+    write_csv(frame.map(text_safety.spreadsheet), folder / f"{name}.csv")
     for suffix, language in (("md", "markdown"), ("tex", "latex"), ("html", "html")):
         with atomic_path(folder / f"{name}.{suffix}") as temporary:
             temporary.write_text(texts[language], encoding="utf-8")

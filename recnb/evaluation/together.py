@@ -57,7 +57,8 @@ def language_systems(base, models, catalog, profile):
     for name, adapters in models.items():
         model, ways = partial(opening.open, adapters), ways_of(name, knobs)
         if name == "instructrec":
-            systems[name] = {"free": InstructRec(model, codec, catalog, knobs.batch_size, seed)}
+            given = model, codec, catalog, knobs.batch_size, seed, profile.compute.cache_bytes
+            systems[name] = {"free": InstructRec(*given)}
             continue
         automaton = CatalogAutomaton(codec, catalog) if ways != ["free"] else None
         systems[name] = {}
@@ -87,8 +88,10 @@ def shares(ways, requests, count):
         requests: ``{task: [Request]}``.
     """
     first, turn, found = next(iter(ways.values())), 0, [{} for _ in range(count)]
+    # vLLM answers beside these, in batches of its own
+    decoded = sum(not getattr(way, "writer", None) for way in ways.values())
     for task, asked in requests.items():
-        for rows in first.blocks(asked, first.prompts(asked), len(ways)):
+        for rows in first.blocks(asked, first.prompts(asked), max(1, decoded)):
             found[turn % count].setdefault(task, []).extend(asked[row] for row in rows)
             turn += 1
     return found

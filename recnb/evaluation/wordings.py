@@ -24,6 +24,7 @@ import pandas as pd
 import yaml
 
 from recnb import RecnbError
+from recnb.artifacts import write_csv
 from recnb.evaluation.metrics import bootstrap_interval, on_grid
 from recnb.evaluation.protocol import answer_all, per_user, stored_requests
 from recnb.evaluation.tables import LESS_IS_BETTER, write_frame
@@ -408,7 +409,7 @@ def write_wordings(folder, histories, catalog, profile, tables):
     each = levels(folder, histories, catalog, profile.data, profile.evaluation, profile.seed)
     made = table(each)
     write_frame(made, tables, "wording")
-    each.to_csv(tables / "wording_each.csv", index=False, float_format="%.6f")
+    write_csv(each, tables / "wording_each.csv", 6)
     return each, made, sentences(each)
 
 

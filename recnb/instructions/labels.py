@@ -120,7 +120,9 @@ def released_sample(task, score, seen, target, knobs, catalog, rng):
     ranked = ranked_items(score, seen, None)
     k, k_max = draw_k(knobs, rng), knobs.k_max
     if task == "I0":
-        return NoControl(), k, NoControl().select(ranked_items(score, seen, target), k, catalog)
+        control, ranked = NoControl(), ranked_items(score, seen, target)
+        labels = control.select(ranked, k, catalog)
+        return (control, k, labels) if labels else None
     if task == "I1-":
         name = frequent_other_category(ranked[:10], target, catalog, rng)
     else:

@@ -77,7 +77,7 @@ def synthesize(histories, catalog, teacher, knobs, data_knobs, seed, batch=512):
     tasks = np.repeat(list(counts), list(counts.values()))
     rng.shuffle(tasks)
     users = np.array(histories.training_users())
-    if max(knobs.k_max, 1) > len(catalog):
+    if knobs.k_max > len(catalog):
         raise RecnbError(
             f"instructions.k_max ({knobs.k_max}) is larger than the catalogue "
             f"({len(catalog)} items): lower it"

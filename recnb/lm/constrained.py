@@ -33,11 +33,11 @@ class CatalogAutomaton:
         self.titles = [line[len(first) :] for line in lines]
         self.numbers = [first]
         self._number_up_to(3)
-        joined, text = [], []
-        for n, item in enumerate((1, 2, len(catalog))):
-            joined += self.numbers[n] + self.titles[item - 1]
-            text.append(f"{n + 1}. {catalog.titles[item]}")
-        if joined != self._encode("\n".join(text)):
+        texts = ["\n".join(f"{n}. {title}" for n in (1, 2, 3)) for title in catalog.titles[1:]]
+        spelled = codec.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        one, two, three = self.numbers
+        joined = [one + ids + two + ids + three + ids for ids in self.titles]
+        if joined != spelled:
             name = codec.tokenizer.name_or_path or "of this model"
             raise RecnbError(
                 f"the tokenizer {name} merges tokens across the lines of a list: constrained "

@@ -17,7 +17,7 @@ from recnb.lm.text import Codec
 from recnb.machine import device
 
 
-def mini_model(vocabulary, knobs, codec, seed, positions=1024):
+def mini_model(vocabulary, knobs, codec, seed):
     """An untrained mini Llama.
 
     Args:
@@ -35,7 +35,7 @@ def mini_model(vocabulary, knobs, codec, seed, positions=1024):
         num_hidden_layers=knobs.layers,
         num_attention_heads=knobs.heads,
         num_key_value_heads=knobs.heads,
-        max_position_embeddings=positions,
+        max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=codec.tokenizer.bos_token_id,
         eos_token_id=codec.eos,

@@ -29,7 +29,6 @@ class LanguageModelRecommender:
         automaton: ``CatalogAutomaton`` for constrained decoding, None for free.
         obey: the automaton also enforces each request's control.
         batch_size: answers decoded together.
-        tokens_per_title: most tokens reserved for each line of the answer.
         cache_bytes: most memory for keys and values while answers are decoded; 0 = no limit.
         writer: continues prompts in the model's place, ``(prompts, rooms) -> token ids`` with the
             most new tokens of each (``recnb.lm.vllm_client``); None = the kit's own decoding.
@@ -42,7 +41,6 @@ class LanguageModelRecommender:
         catalog,
         automaton=None,
         batch_size=128,
-        tokens_per_title=None,
         seed=0,
         obey=False,
         cache_bytes=0,
@@ -55,7 +53,7 @@ class LanguageModelRecommender:
         self.batch_size, self.seed, self.obey = batch_size, seed, obey
         lines = [f"\n10. {title}" for title in catalog.titles[1:]]
         lines = codec.tokenizer(lines, add_special_tokens=False)["input_ids"]
-        self.per_line = tokens_per_title or max(len(ids) for ids in lines)
+        self.per_line = max(len(ids) for ids in lines)
 
     def recommend(self, requests, progress=lambda done, total: None):
         """Answer requests, decoded in batches of similar prompt length, in their own order."""

@@ -52,7 +52,7 @@ def place_rewards(length, places, item_rewards, list_reward, last):
     rewards = torch.zeros(length)
     for place, reward in zip(places, item_rewards, strict=True):
         rewards[place] += float(reward)
-    rewards[last] += list_reward
+    rewards[last] += float(list_reward)  # which may lie on a GPU, where these never do
     return rewards
 
 
@@ -100,22 +100,21 @@ def masked_mean(x, mask, count=None):
     """Mean of x [B, T] over the places where mask is 1.
 
     Args:
-        count: divide by this instead of the number of places: several processes that average their
-            gradients pass the number of places of all of them, divided by the number of processes.
+        count: divide by this instead of the number of places: who adds up the gradients of several
+            pieces passes the number of places of all of them.
     """
     return (x * mask).sum() / (mask.sum() if count is None else count)
 
 
-def whiten(x, mask, shift_mean=True, add=lambda total: total):
+def whiten(x, mask, shift_mean=True):
     """x divided by its standard deviation over the masked places; padding becomes 0.
 
     Args:
         shift_mean: also centre it.
-        add: sums a tensor over all processes; as it stands there is one.
     """
-    count = add(mask.sum())
-    mean = add((x * mask).sum()) / count
-    variance = add((((x - mean) ** 2) * mask).sum()) / count
+    count = mask.sum()
+    mean = (x * mask).sum() / count
+    variance = (((x - mean) ** 2) * mask).sum() / count
     deviation = variance.clamp(min=1e-8).sqrt()
     return ((x - mean if shift_mean else x) / deviation) * mask
 

@@ -1,9 +1,9 @@
 """PPO on trl's GRPOTrainer: its sampler, buffering, checkpoints, logs; our rewards, critic, loss.
 
 trl 1.16 has no PPO. Four places of GRPOTrainer are overridden: how a batch of answers is made and
-scored (``_generate_and_score_completions``), the loss (``_compute_loss``), the optimizer's two
-learning rates, and loading a checkpoint. Actor and critic are two LoRA adapters on one frozen base,
-which is the SL model: with adapters off it is the reference of Equation 6.
+scored (``_generate_and_score_completions``), the loss and its gradient (``training_step``), the
+optimizer's two learning rates, and loading a checkpoint. Actor and critic are two LoRA adapters on
+one frozen base, which is the SL model: with adapters off it is the reference of Equation 6.
 """
 
 import math
@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from recnb import RecnbError, workers
@@ -44,16 +45,7 @@ from recnb.ppo.trend import Ledger
 from recnb.profile import Compute, Ppo
 from recnb.profile import Teacher as TeacherKnobs
 from recnb.requests import Request
-from recnb.sft import (
-    History,
-    _printer,
-    checkpoint_folder,
-    end,
-    finished,
-    latest_checkpoint,
-    lora,
-    read_back,
-)
+from recnb.sft import History, checkpoint_folder, end, finished, latest_checkpoint, lora, read_back
 from recnb.teacher.training import knobs_of, load_teacher, save_teacher
 
 LEDGER = "rewards.jsonl"
@@ -571,7 +563,8 @@ def train_ppo(
         compute: the ``compute`` section of a profile; several processes share the batch.
 
     Returns:
-        ``(model, rows)``: the PEFT model with both adapters (actor active) and the logged rows.
+        ``(model, rows)``: the model as the actor left it, and the logged rows. If this call trained
+        it, a PEFT model with both adapters (actor active); else read back, without the critic.
     """
     folder, compute = Path(folder), compute or Compute()
     if finished(folder, key):
@@ -612,7 +605,7 @@ def train_ppo(
         [History(show), minutes],
         compute,
     )
-    trainer.remove_callback(_printer())
+    trainer.remove_callback(PrinterCallback)
     writing = rollouts(model, codec, knobs, compute)
     computing = recomputing(model, compute.checkpointing), uncast_lora(peft, autocast)
     with computing[0], computing[1], writing as trainer.rollouts:

@@ -15,13 +15,12 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
-from recnb import RecnbError
 from recnb import profile as profiles
 from recnb.artifacts import atomic_path, read_manifest, same_knobs
 from recnb.evaluation import primary, seeds
 from recnb.evaluation.cases import legend
 from recnb.evaluation.findings import in_plain_words
-from recnb.evaluation.stored import write_other_tables
+from recnb.evaluation.stored import evaluate_run, write_other_tables
 from recnb.evaluation.tables import TITLES, title_of
 from recnb.fidelity import deviations
 from recnb.report import glossary
@@ -77,7 +76,7 @@ def write_report(run_folder):
     """Write ``report.html`` of a finished run.
 
     Raises:
-        RecnbError: a stage or a table is missing.
+        RecnbError: a stage is missing, or a table and the answers that it is made from.
     """
     run_folder = Path(run_folder).resolve()
     manifests = {stage: read_manifest(run_folder / stage, stage) for stage in profiles.STAGES}
@@ -87,12 +86,9 @@ def write_report(run_folder):
     write_other_tables(profile, run_folder, run_folder / "tables")
     wordings = manifests["06_evaluation"]["numbers"].get("wordings", [])
     names = [*TITLES, "wording"] if wordings else TITLES
-    for name in ("differences.csv", *(f"{table}.html" for table in names)):
-        if not (run_folder / "tables" / name).is_file():
-            raise RecnbError(
-                f"{run_folder / 'tables' / name} does not exist: recnb evaluate makes the tables "
-                "from the answers"
-            )
+    needed = ("metrics.csv", "differences.csv", *(f"{table}.html" for table in names))
+    if not all((run_folder / "tables" / name).is_file() for name in needed):
+        evaluate_run(run_folder, run_folder / "tables")  # its evaluation is taken from another run
 
     def table(name):
         found = (run_folder / "tables" / f"{name}.html").read_text(encoding="utf-8")

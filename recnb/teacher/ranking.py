@@ -152,7 +152,7 @@ def unseen(seen, items):
 
 
 def leave_one_out(score, histories, split, items, cutoffs=(5, 10)):
-    """HR and NDCG by full ranking, seen items masked.
+    """HR and NDCG by full ranking, seen items masked; of equal scores the smaller id is first.
 
     Args:
         score: function of a list of histories that gives [B, N+1]; it is asked for ``blocks``.
@@ -169,8 +169,9 @@ def leave_one_out(score, histories, split, items, cutoffs=(5, 10)):
         seen = [histories.seen(user, split) for user in users]
         targets = [histories.target(user, split) for user in users]
         scores = np.where(unseen(seen, items), score(seen), -np.inf)
-        wanted = scores[np.arange(len(seen)), targets]
-        place[block] = np.count_nonzero(scores > wanted[:, None], axis=1)
+        wanted, ids = scores[np.arange(len(seen)), targets][:, None], np.arange(items + 1)
+        tied = (scores == wanted) & (ids < np.array(targets)[:, None])
+        place[block] = np.count_nonzero((scores > wanted) | tied, axis=1)
     result = {}
     for k in cutoffs:
         result[f"HR@{k}"] = (place < k).astype(float)

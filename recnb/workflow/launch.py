@@ -18,14 +18,14 @@ import psutil
 from recnb import RecnbError, profile, sources
 from recnb.artifacts import is_done, keep_student
 from recnb.datasets.check import before_run
-from recnb.lm.hub import OURS, ready
+from recnb.lm.hub import ready
 from recnb.machine import cores, describe, estimate
 from recnb.owner import end_tree, owning
 from recnb.text_safety import visible
 from recnb.workflow import cluster as slurm
 from recnb.workflow import gpus
 from recnb.workflow.graph import FROZEN, write_graph
-from recnb.workflow.several import share
+from recnb.workflow.several import at_place, share
 
 FULL = 64 << 20
 """Bytes left on a disk below which a failure is put down to it."""
@@ -110,12 +110,7 @@ def run_together(runs, until="", student=None, cluster=None, at_once=1):
 
 def _prepared(resolved, cluster):
     """A profile as notebooks in another working directory, on another machine, shall read it."""
-    for section, key in (("data", "path"), ("model", "name"), ("general_ability", "data")):
-        own = getattr(resolved, section)
-        named = getattr(own, key)
-        if named and named not in (*OURS, "hub") and Path(named).is_dir():
-            own = own.model_copy(update={key: str(Path(named).resolve())})
-            resolved = resolved.model_copy(update={section: own})
+    resolved = at_place(resolved)
     if cluster and not resolved.compute.checkpoint_minutes:
         more = {"checkpoint_minutes": slurm.CHECKPOINT_MINUTES}
         compute = resolved.compute.model_copy(update=more)

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+from pathlib import Path
 
 from recnb import RecnbError
 from recnb.artifacts import atomic_path, is_done, runs_folder
+from recnb.lm.hub import OURS
 from recnb.profile import STAGES, load
 
 
@@ -37,8 +39,26 @@ def planned(name, changed, run_name, only=()):
             own = {"seeds": [], "variants": {}} | ({} if seed is None else {"seed": seed})
             parts = [run_name, "" if seed is None else f"seed{seed}", variant]
             label = "-".join(part for part in parts if part)
-            runs.append((label, seed, variant, load(name, changed | knobs | own)))
+            runs.append((label, seed, variant, at_place(load(name, changed | knobs | own))))
     return runs
+
+
+def at_place(profile):
+    """A profile with whole paths: notebooks run in another folder than the command, and a run's
+    knobs are compared with those of earlier runs."""
+    for section, key in (
+        ("data", "path"),
+        ("model", "name"),
+        ("tallrec", "json_folder"),
+        ("tallrec", "book"),
+        ("general_ability", "data"),
+    ):
+        own = getattr(profile, section)
+        named = getattr(own, key)
+        if named and named not in (*OURS, "hub") and Path(named).is_dir():
+            own = own.model_copy(update={key: str(Path(named).resolve())})
+            profile = profile.model_copy(update={section: own})
+    return profile
 
 
 def share(profile, folder, until=STAGES[-1], others=None):
@@ -65,6 +85,10 @@ def share(profile, folder, until=STAGES[-1], others=None):
         print(f"{folder.name}: {stage} is taken from {found[0].name}, which has the same knobs")
         with atomic_path(folder / stage) as temporary:
             shutil.copytree(found[0] / stage, temporary, copy_function=_link)
+        if (
+            stage == "06_evaluation"
+        ):  # its tables lie beside it, and those here are of other answers
+            shutil.rmtree(folder / "tables", ignore_errors=True)
 
 
 def _link(source, target):

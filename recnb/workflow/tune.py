@@ -10,10 +10,10 @@ from itertools import product
 import pandas as pd
 
 from recnb import RecnbError
-from recnb.artifacts import atomic_path, fingerprint, run_folder, runs_folder
+from recnb.artifacts import fingerprint, run_folder, runs_folder, write_csv
 from recnb.profile import load
 from recnb.workflow.launch import run_profile
-from recnb.workflow.several import share
+from recnb.workflow.several import at_place, share
 
 SHOWN = [
     ("I0", "HR@10"),
@@ -60,7 +60,7 @@ def trials(name, fixed, tried):
     made = []
     for values in product(*tried.values()):
         one = dict(zip(tried, values, strict=True))
-        made.append((one, load(name, chosen | {"seeds": [], "variants": {}} | one)))
+        made.append((one, at_place(load(name, chosen | {"seeds": [], "variants": {}} | one))))
     return made
 
 
@@ -72,8 +72,9 @@ def tune(name, fixed, tried, until="06_evaluation"):
     Returns:
         DataFrame of all trials: the knobs tried, then system, decoding, task, metric, value, n.
     """
-    target, frames = runs_folder() / f"{name}-tune.csv", []
-    planned = trials(name, fixed, tried)
+    planned, frames = trials(name, fixed, tried), []
+    name = planned[0][1].name  # of a profile that was named by its path, too
+    target = runs_folder() / f"{name}-tune.csv"
     for number, (knobs, profile) in enumerate(planned, start=1):
         run = f"{name}-tune-{fingerprint(profile, until)[:8]}"
         said = ", ".join(f"{key}={value}" for key, value in knobs.items()) or "as it stands"
@@ -88,8 +89,7 @@ def tune(name, fixed, tried, until="06_evaluation"):
             numbers.insert(place, key, str(value))
         numbers.insert(0, "run", run)
         frames.append(numbers)
-        with atomic_path(target) as temporary:
-            pd.concat(frames).to_csv(temporary, index=False, float_format="%.6f")
+        write_csv(pd.concat(frames), target, 6)
     return pd.concat(frames)
 
 
