@@ -110,14 +110,20 @@ def test_trials_are_run_compared_and_kept(runs, monkeypatch):
     assert kept["value"].tolist() == [0.1, 0.2] and kept["run"].nunique() == 2
 
 
-def test_a_profile_may_be_named_by_its_path(runs, tmp_path, monkeypatch):
-    path = tmp_path / "own.yaml"
+def test_a_profile_may_be_named_by_its_path(runs, monkeypatch):
+    path, started = runs / "mine" / "own.yaml", []
+    path.parent.mkdir()
     smoke = root() / "papermill_runs" / "profiles" / "smoke.yaml"
     path.write_text(smoke.read_text().replace("name: smoke", "name: own"))
-    monkeypatch.setattr("recnb.workflow.tune.run_profile", lambda *given: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+
+    def run(profile, folder, until):
+        started.append(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "run_profile", run)
+    with pytest.raises(KeyboardInterrupt):
         tune(str(path), {}, {"ppo.steps": [1]})
-    assert not [name for name in runs.iterdir() if "yaml" in name.name]
+    assert started[0].parent == runs and started[0].name.startswith("own-tune-")
 
 
 def test_seeds_and_variants_are_runs_of_their_own():
