@@ -194,6 +194,36 @@ def test_what_the_page_on_the_study_says_of_its_numbers():
         assert 0.005 < worse < 0.035 or row["low"] < 0 < row["high"], task
 
 
+def test_what_is_said_of_other_words_and_other_lengths():
+    each = pd.read_csv(studied.STUDY / "tables" / "wording_each.csv")
+    each = each[(each["system"] == "full") & (each["metric"] != "Strict")]
+    said = each[each["kind"] == "paraphrase"]
+    counts = said["verdict"].value_counts()
+    assert (len(said), counts["heard"], counts["opposite"]) == (110, 38, 50)
+    assert set(each["n"]) == {50}
+    means = (100 * said.groupby("task")["value"].mean()).round()
+    trained = each[each["kind"] == "trained"].set_index("task")
+    assert [means["I1+"], means["I1-"]] == [37, 52]
+    unasked = 100 * trained.loc["I1-", "without"]
+    assert [round(100 * trained.loc["I1+", "value"]), round(unasked)] == [98, 48]
+    small = each[each["wording"] == "category in lower case"]
+    assert len(small) == 5 and set(small["verdict"]) == {"not told"}
+    values = studied.lengths()
+    exact, near = (values["free"].xs(metric, level="metric") for metric in ("Exact", "CPA"))
+    assert round(100 * exact[3]) == 1 and near[near.index >= 10].min() > 0.6
+    assert near[near.index < 10].max() < 0.54, "fewer than ten mostly goes wrong"
+    assert exact.index.tolist() == list(range(3, 16))
+    assert (values["obey"].drop("Bias", level="metric") == 1).all()
+    knobs = load(studied.STUDY / "profile.yaml").instructions
+    assert (knobs.k_max, knobs.k_draws) == (15, 3)
+    assert 160 < 1 / ((3 / 15) ** 3 - (2 / 15) ** 3) < 230, "one in some two hundred"
+    page, readme = ((root() / name).read_text() for name in (studied.PAGE, "README.md"))
+    assert (
+        "it obeys 38 and does the opposite in 50" in page
+        and "obeys 38 and does the opposite in 50" in readme
+    )
+
+
 def test_what_readme_says_of_the_study():
     text = " ".join((root() / "README.md").read_text().split())
     assert "an eighth of the training samples name two wishes, 95 of 100 titles are as" in text
@@ -206,7 +236,8 @@ def test_what_readme_says_of_the_study():
 def test_the_committed_runs_have_the_knobs_of_todays_profiles():
     todays = {f"study-{of}": one for _, _, of, one in planned("study", {}, "study") if of}
     todays["class"] = load("class")
-    for name in ("class", "study-pairs", "study-plain"):
+    todays["study"] = load("study", {"variants": {}})
+    for name in ("class", "study", "study-pairs", "study-plain"):
         made = load(found.REFERENCE.with_name(name) / "profile.yaml")
         assert fingerprint(made, STAGES[-1]) == fingerprint(todays[name], STAGES[-1]), name
 
