@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 from recnb import RecnbError
+from recnb.lm.hub import OURS
 from recnb.owner import refuse_others
 from recnb.profile import SECTIONS, STAGES, Profile, load, profiles_folder, root, save
 
@@ -472,8 +473,9 @@ def own_files(profile, stage):
     """Content of the user's own files that a stage reads: ``{"section.key/file": sha256}``."""
     found = {}
     for section, key, patterns in OWN_FILES.get(stage, []):
-        folder = Path(getattr(getattr(profile, section), key) or "")
-        if folder.parts and folder.is_dir():
+        named = getattr(getattr(profile, section), key)
+        folder = Path(named or "")
+        if named and named not in (*OURS, "hub") and folder.is_dir():
             paths = {path for pattern in patterns for path in folder.glob(pattern)}
             for path in sorted(paths):
                 name = path.relative_to(folder)
