@@ -169,7 +169,10 @@ def run(place):
         raise SystemExit(1) from error
     except Exception:
         # The first one that fails: the others then miss it, and say so at more length.
-        with contextlib.suppress(FileExistsError), open(place / "failed", "x") as file:
+        with (
+            contextlib.suppress(FileExistsError),
+            open(place / "failed", "x", encoding="utf-8") as file,
+        ):
             file.write(f"a process of compute.processes failed:\n{traceback.format_exc()}")
         raise
 

@@ -607,8 +607,11 @@ def train_ppo(
     )
     trainer.remove_callback(PrinterCallback)
     writing = rollouts(model, codec, knobs, compute)
-    computing = recomputing(model, compute.checkpointing), uncast_lora(peft, autocast)
-    with computing[0], computing[1], writing as trainer.rollouts:
+    with (
+        recomputing(model, compute.checkpointing),
+        uncast_lora(peft, autocast),
+        writing as trainer.rollouts,
+    ):
         trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
     # Without the trainer's autocast.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)

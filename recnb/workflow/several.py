@@ -2,10 +2,11 @@
 
 import os
 import shutil
+from itertools import chain
 from pathlib import Path
 
 from recnb import RecnbError
-from recnb.artifacts import atomic_path, is_done, runs_folder
+from recnb.artifacts import OWN_FILES, atomic_path, is_done, runs_folder
 from recnb.lm.hub import OURS
 from recnb.profile import STAGES, load
 
@@ -46,13 +47,7 @@ def planned(name, changed, run_name, only=()):
 def at_place(profile):
     """A profile with whole paths: notebooks run in another folder than the command, and a run's
     knobs are compared with those of earlier runs."""
-    for section, key in (
-        ("data", "path"),
-        ("model", "name"),
-        ("tallrec", "json_folder"),
-        ("tallrec", "book"),
-        ("general_ability", "data"),
-    ):
+    for section, key, _ in chain.from_iterable(OWN_FILES.values()):
         own = getattr(profile, section)
         named = getattr(own, key)
         if named and named not in (*OURS, "hub") and Path(named).is_dir():
@@ -85,9 +80,8 @@ def share(profile, folder, until=STAGES[-1], others=None):
         print(f"{folder.name}: {stage} is taken from {found[0].name}, which has the same knobs")
         with atomic_path(folder / stage) as temporary:
             shutil.copytree(found[0] / stage, temporary, copy_function=_link)
-        if (
-            stage == "06_evaluation"
-        ):  # its tables lie beside it, and those here are of other answers
+        if stage == "06_evaluation":
+            # Its tables lie beside it: those here are of other answers.
             shutil.rmtree(folder / "tables", ignore_errors=True)
 
 
