@@ -210,8 +210,10 @@ def test_what_is_said_of_other_words_and_other_lengths():
     assert len(small) == 5 and set(small["verdict"]) == {"not told"}
     values = studied.lengths()
     exact, near = (values["free"].xs(metric, level="metric") for metric in ("Exact", "CPA"))
-    assert round(100 * exact[3]) == 1 and near[near.index >= 10].min() > 0.6
-    assert near[near.index < 10].max() < 0.54, "fewer than ten mostly goes wrong"
+    assert round(100 * exact[3]) == 1 and round(100 * exact[exact.index < 10].max()) == 36
+    long = near[near.index >= 10]
+    assert [round(100 * value) for value in (long.min(), long.max())] == [61, 88]
+    assert round(196 * (0.61 * 0.39 / 72) ** 0.5) == 11, "by chance"
     assert exact.index.tolist() == list(range(3, 16))
     assert (values["obey"].drop("Bias", level="metric") == 1).all()
     knobs = load(studied.STUDY / "profile.yaml").instructions
