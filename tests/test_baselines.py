@@ -61,6 +61,9 @@ def test_instructrec_lists_its_beams_in_order(language_model, world):
     answers = instructrec.InstructRec(model, codec, world[0], 2, 0).recommend(requests)
     lengths = [len(a.titles) for a in answers]
     assert lengths == [r.k for r in requests], "an untrained model's beams keep their places too"
+    few = instructrec.InstructRec(model, codec, world[0], 64, 0, cache_bytes=1)
+    assert few._fitting([0, 3, 6], 2, few.prompts(requests), model) == [[0], [3], [6]]
+    assert few.recommend(requests) == answers, "one after another where the memory ends"
     one = Request(0, (1, 2), (1, 2), requests[0].control, 1)
     system = instructrec.InstructRec(model, codec, world[0], 2, 0)
     prompt = codec.prompt(request_prompt(one, world[0], 0))

@@ -580,6 +580,17 @@ def test_whatever_comes_back_is_no_point(text):
         assert grading.compare(task, drawn, {"text": text, "trouble": ""})
 
 
+def test_a_number_beyond_all_floats_is_no_traceback():
+    task = tasks.find("no_idea")
+    drawn = tasks.cases(task, 1)[:1]
+    tiny = {"fraction": [1, 10**400]}
+    rest = [{"fraction": [1, drawn[0]["n"] - 1]}] * (drawn[0]["n"] - 1)
+    for p in ([tiny, *rest], [{"fraction": [10**400, 1]}, *rest]):
+        text = json.dumps({"answers": [{"tuple": [p, 0]}]})
+        found = grading.compare(task, drawn, {"text": text, "trouble": ""})
+        assert found.endswith("what it sent back cannot be read"), found
+
+
 def test_one_answer_leaves_nothing_for_the_next(runner):
     patched = (
         "import torch, builtins\ntorch.zeros_like = None\nbuiltins.len = lambda x: 0\n"

@@ -23,6 +23,11 @@ def test_every_profile_is_valid(path):
         ("sft: {rank: many}", "sft.rank"),
         ("sft: {rank: 4, muon_learning_rate: 0.01}", "set sft.rank to 0"),
         ("teacher: {width: 10, heads: 4}", "must divide"),
+        (
+            'instructions: {fidelity: released, pairs: 9, pair_kinds: ["I1+&I1-"]}',
+            "makes no sample of two wishes",
+        ),
+        ("tallrec: {seeds: [-1]}", "tallrec.seeds"),
         ("ppo: {k_min: 5, k_max: 3}", "larger than"),
         ("data: {dataset: tabular}", "data.path"),
         ("model: {name: other}\nsft: {repeat_weight: 1}", "whole_titles"),

@@ -14,6 +14,7 @@ from recnb.evaluation.protocol import Ranker, answer_all, request_sets
 from recnb.evaluation.stored import write_results
 from recnb.instructions import synthesis
 from recnb.instructions.checks import check_labels
+from recnb.instructions.labels import released_sample
 from recnb.interactions import Histories
 from recnb.lm.constrained import CatalogAutomaton
 from recnb.lm.parsing import parse
@@ -106,6 +107,16 @@ def test_a_task_nobody_can_be_set_is_found_before_and_ends(fidelity, smoke):
     assert "60 of the largest (B)" in sentences[0] and "instructions.k_max" in sentences[0]
     with pytest.raises(RecnbError, match="task I1- had a legal label list in 0 of 1000 draws"):
         list(synthesis.synthesize(histories, catalog, teacher, knobs, smoke.data, 0))
+
+
+def test_released_labels_of_a_user_who_has_nearly_everything_are_drawn_again(smoke):
+    catalog, histories, teacher = world(TWO[:12])
+    scores = np.arange(13.0)
+    seen = np.arange(1, 12)  # one title is left
+    knobs = few_lists(smoke, fidelity="released", k_max=5, k_draws=9)
+    rng = np.random.default_rng(0)
+    found = [released_sample("I0", scores, seen, 12, knobs, catalog, rng) for _ in range(20)]
+    assert None in found and all(one is None or one[2] for one in found)
 
 
 def test_rl_requests_end_where_a_task_cannot_be_posed(smoke, rng):
